@@ -1,0 +1,57 @@
+"""Top-1, top-5 and loss as exact sums over images, equal for every batch size, worker count and number of ranks."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+__all__ = ["ExactAccuracy", "target_ranks"]
+
+
+def target_ranks(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many classes come before the labelled one: int64 (B,) for logits (B, K) and labels (B,).
+
+    Classes are ordered by logit, equal logits by class number, as argmax does. A row that holds a NaN ranks its label
+    last (K), so it counts as correct for no k.
+    """
+    target = logits.gather(1, labels[:, None])
+    classes = torch.arange(logits.shape[1], device=logits.device)
+    before = (logits > target) | ((logits == target) & (classes < labels[:, None]))
+    return torch.where(logits.isnan().any(1), logits.shape[1], before.sum(1))
+
+
+class ExactAccuracy(Metric):
+    """Counts of correct images in int64, loss summed in float64, over the rows whose weight is 1."""
+
+    full_state_update = False
+    num_images: Tensor
+    num_top1: Tensor
+    num_top5: Tensor
+    loss_sum: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for name in ("num_images", "num_top1", "num_top5"):
+            self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("loss_sum", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, labels: Tensor, losses: Tensor, weight: Tensor) -> None:
+        """logits (B, K), labels (B,), per-image losses (B,), weight (B,) of 0 or 1."""
+        counted = weight > 0
+        ranks = target_ranks(logits, labels)
+        self.num_images += counted.sum()
+        self.num_top1 += (counted & (ranks < 1)).sum()
+        self.num_top5 += (counted & (ranks < 5)).sum()
+        self.loss_sum += torch.where(counted, losses.double(), 0.0).sum()
+
+    def compute(self) -> dict[str, float | int]:
+        """top1 and top5 in [0, 1], mean loss, and the counts behind them."""
+        count = int(self.num_images)
+        return {
+            "top1": int(self.num_top1) / count if count else float("nan"),
+            "top5": int(self.num_top5) / count if count else float("nan"),
+            "loss": float(self.loss_sum) / count if count else float("nan"),
+            "top1_count": int(self.num_top1),
+            "num_images": count,
+        }

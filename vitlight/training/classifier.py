@@ -1,0 +1,171 @@
+"""ImageClassifier: the one LightningModule, for every architecture."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim import Optimizer
+
+from vitlight.cost import count_params, forward_macs, train_flops
+from vitlight.data.datamodule import ShardedImages
+from vitlight.data.plan import hash_words
+from vitlight.errors import InputError
+from vitlight.models import arch_family, build_model
+from vitlight.training.accuracy import ExactAccuracy
+from vitlight.training.optim import AdamW
+from vitlight.training.schedule import Duration, WarmupCosine
+
+__all__ = ["ImageClassifier"]
+
+Batch = dict[str, Tensor]
+_DROPOUT = 21
+
+
+class ImageClassifier(pl.LightningModule):
+    """Trains and evaluates one architecture on one set of images.
+
+    Where a run stands is one number, the optimizer step: data, schedule, random numbers and counters follow from it.
+
+    Args:
+        arch: The one size axis, for example `vit_s16`, `coatnet_0`, `resnet50`; `vitlight models` lists them.
+        num_classes: Outputs; linked to `data.num_classes`.
+        image_size: Pixels of a side; linked to `data.image_size`.
+        in_channels: Linked to `data.channels`.
+        duration: How long to train.
+        optimizer: AdamW and its settings.
+        schedule: Of the learning rate, as a function of samples seen.
+        label_smoothing: Part of the target spread evenly over all classes, in [0, 1); training only.
+        model_options: Further fields of the architecture's config, for example `{drop_path_rate: 0.1}`.
+        compile: Compile the network with torch.compile.
+        seed: Of weights and dropout; linked to `seed_everything`.
+    """
+
+    def __init__(
+        self,
+        arch: str,
+        num_classes: int,
+        image_size: int,
+        in_channels: int = 3,
+        duration: Duration = Duration(),  # noqa: B008  frozen
+        optimizer: AdamW = AdamW(),  # noqa: B008  frozen
+        schedule: WarmupCosine = WarmupCosine(),  # noqa: B008  frozen
+        label_smoothing: float = 0.0,
+        model_options: dict[str, Any] | None = None,
+        compile: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not 0.0 <= label_smoothing < 1.0:
+            raise InputError(f"model.label_smoothing={label_smoothing} is not in [0, 1)")
+        self.arch, self.family = arch, arch_family(arch)
+        self.duration, self.optimizer, self.schedule = duration, optimizer, schedule
+        self.label_smoothing, self.seed = label_smoothing, seed
+        torch.manual_seed(seed)
+        self.model = build_model(
+            arch, num_classes=num_classes, image_size=image_size, in_channels=in_channels, **(model_options or {})
+        )
+        self.num_params = count_params(self.model)
+        self.forward_macs = forward_macs(self.model, image_size)
+        if compile:
+            self.model.compile()
+        self.accuracies = torch.nn.ModuleDict({"val": ExactAccuracy(), "test": ExactAccuracy()})
+        self.results: dict[str, dict[str, float | int]] = {}
+        self.start_step = 0
+
+    @property
+    def images(self) -> ShardedImages:
+        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(datamodule, ShardedImages)
+        return datamodule
+
+    @property
+    def horizon_steps(self) -> int:
+        plan = self.images.plan
+        return self.duration.num_steps(plan.num_samples, plan.global_batch_size, self.forward_macs)
+
+    @property
+    def samples_seen(self) -> int:
+        return self.trainer.global_step * self.images.plan.global_batch_size
+
+    def axes(self) -> dict[str, float | int]:
+        """Every x axis of a plot at the present step, exact."""
+        samples, plan = self.samples_seen, self.images.plan
+        return {
+            "data/samples_seen": samples,
+            "data/unique_samples_seen": plan.unique_samples_seen(samples),
+            "data/epochs": samples / plan.num_samples,
+            "compute/train_flops": train_flops(self.forward_macs, samples),
+        }
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            self.images.start_step, self.images.num_steps = self.start_step, self.horizon_steps
+
+    def configure_optimizers(self) -> Optimizer:
+        return self.optimizer.build(self.model)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["vitlight"] = {"step": self.trainer.global_step, "plan_digest": self.images.plan.digest}
+        # Lightning's own loop counters speak of one process's epochs and loaders; the step says it all.
+        checkpoint.pop("loops", None)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint["vitlight"]
+        if self.trainer.training and state["plan_digest"] != self.images.plan.digest:
+            raise InputError(
+                f"the checkpoint at step {state['step']} was made with data plan {state['plan_digest']}, not "
+                f"{self.images.plan.digest}: its data, subset, seed or data.global_batch_size differ"
+            )
+        self.start_step = self.images.start_step = state["step"]
+        # Put Lightning's counters where the run stands.
+        loop = self.trainer.fit_loop.epoch_loop
+        micro_batches = self.start_step * self.trainer.accumulate_grad_batches
+        for field in ("ready", "started", "processed", "completed"):
+            setattr(loop.batch_progress.total, field, micro_batches)
+        steps = loop.automatic_optimization.optim_progress.optimizer.step.total
+        steps.ready = steps.completed = self.start_step
+        loop._batches_that_stepped = self.start_step
+
+    def learning_rate_at(self, step: int) -> float:
+        """The rate of optimizer step `step` (from 0): the schedule at the middle of its batch."""
+        batch = self.images.plan.global_batch_size
+        return self.optimizer.lr * self.schedule.factor((step + 0.5) * batch, self.horizon_steps * batch)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        step, rank = self.trainer.global_step, self.trainer.global_rank
+        rate = self.learning_rate_at(step)
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = rate
+        # Dropout draws from (seed, step, rank), so a resumed step draws what it would have drawn.
+        torch.manual_seed(int(hash_words(_DROPOUT, self.seed, step, batch_idx, rank)[0] >> 1))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        logits = self.model(batch["image"])
+        return F.cross_entropy(logits.float(), batch["label"], label_smoothing=self.label_smoothing)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate("test", batch)
+
+    def _evaluate(self, split: str, batch: Batch) -> None:
+        logits = self.model(batch["image"]).float()
+        losses = F.cross_entropy(logits, batch["label"], reduction="none")
+        self.accuracies[split].update(logits, batch["label"], losses, batch["weight"])
+
+    def on_validation_epoch_end(self) -> None:
+        self._close_evaluation("val", len(self.images.val_ids))
+
+    def on_test_epoch_end(self) -> None:
+        test_index = self.images.test_index
+        self._close_evaluation("test", len(test_index) if test_index is not None else 0)
+
+    def _close_evaluation(self, split: str, num_images: int) -> None:
+        metric = self.accuracies[split]
+        assert isinstance(metric, ExactAccuracy)
+        self.results[split] = {**metric.compute(), "step": self.trainer.global_step}
+        metric.reset()
+        assert self.results[split]["num_images"] == num_images, "every image must be counted once"

@@ -1,0 +1,307 @@
+"""From a command line to a finished run: parsing, the run's identity, training, evaluation and the result."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import lightning.pytorch as pl
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from vitlight.cost import count_params, forward_macs, train_flops
+from vitlight.data.augment import CropAndFlip
+from vitlight.data.datamodule import ShardedImages
+from vitlight.errors import InputError, did_you_mean
+from vitlight.models import build_model
+from vitlight.training.classifier import ImageClassifier
+from vitlight.training.optim import AdamW
+from vitlight.training.schedule import Duration, WarmupCosine
+
+__all__ = ["ExperimentCLI", "ResolvedRun", "RunSettings", "resolve_run"]
+
+# What the plan derives, or what would make the numbers inexact, is not offered; where to turn instead.
+_DERIVED = {
+    "max_epochs": "model.duration.epochs",
+    "max_steps": "model.duration.samples",
+    "min_epochs": "model.duration",
+    "min_steps": "model.duration",
+    "max_time": "model.duration",
+    "limit_train_batches": "model.duration.samples",
+    "limit_val_batches": "data.val_fraction",
+    "limit_test_batches": "data.test",
+    "overfit_batches": "data.num_train_samples",
+    "val_check_interval": "run.num_evaluations",
+    "check_val_every_n_epoch": "run.num_evaluations",
+    "num_sanity_val_steps": "run.num_evaluations",
+    "log_every_n_steps": "run.log_every_steps",
+    "reload_dataloaders_every_n_epochs": "data",
+    "use_distributed_sampler": "data",
+    "enable_checkpointing": "run.checkpoint_every_steps",
+    "default_root_dir": "run.root",
+    "fast_dev_run": "model.duration.samples",
+    "limit_predict_batches": "data.test",
+}
+# The settings of the trainer that take part in the result; devices, loggers and the like do not.
+_TRAINER_IDENTITY = ("precision", "gradient_clip_val", "gradient_clip_algorithm", "sync_batchnorm")
+_DATA_NOT_IDENTITY = ("train", "test", "index_dir", "num_workers", "eval_batch_size")
+_MODEL_NOT_IDENTITY = ("compile",)
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Where a run's record goes and how often it is written; none of it changes the result.
+
+    root: folder of all runs. name: the experiment's folder beneath it. num_evaluations: passes over `val`, evenly spaced
+    in samples, the last at the end. checkpoint_every_steps, log_every_steps: in optimizer steps. wandb: also log to
+    Weights & Biases, offline where there is no key. wandb_project: its project.
+    """
+
+    name: str = "default"
+    root: str = "runs"
+    num_evaluations: int = 10
+    checkpoint_every_steps: int = 500
+    log_every_steps: int = 50
+    wandb: bool = True
+    wandb_project: str = "vitlight"
+
+    def __post_init__(self) -> None:
+        for field in ("checkpoint_every_steps", "log_every_steps", "num_evaluations"):
+            if getattr(self, field) < 1:
+                raise InputError(f"run.{field}={getattr(self, field)} is not at least 1")
+        if not self.name or self.name.startswith((".", "/")) or ".." in Path(self.name).parts:
+            raise InputError(f"run.name={self.name!r} is not a plain folder name")
+
+
+@dataclass(frozen=True)
+class ResolvedRun:
+    """One validated command line of `vitlight fit`, before anything runs."""
+
+    run_id: str
+    run_dir: Path
+    arch: str
+    image_size: int
+    num_train_samples: int
+    params: int
+    forward_macs: int
+    horizon_samples: int
+    steps: int
+    train_flops: int
+    global_batch_size: int
+    seed: int
+
+
+class ExperimentCLI(LightningCLI):
+    """LightningCLI's subcommands and settings, parsed and checked; `vitlight.training.run` builds and runs what they say.
+
+    args: the words after `vitlight`. Raises InputError.
+    """
+
+    def __init__(self, args: Sequence[str]) -> None:
+        self._args = _with_recorded_config(list(args))
+        super().__init__(
+            ImageClassifier,
+            ShardedImages,
+            save_config_callback=None,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            parser_kwargs={"exit_on_error": False, "prog": "vitlight"},
+        )
+
+    def setup_parser(
+        self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
+    ) -> None:
+        self.parser, self._subcommand_parsers, self._subcommand_method_arguments = _parsers(type(self))
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return {
+            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "ckpt_path", "weights_only"},
+            "validate": {"model", "dataloaders", "datamodule", "verbose", "weights_only"},
+            "test": {"model", "dataloaders", "datamodule", "verbose", "weights_only"},
+        }
+
+    @staticmethod
+    def _add_trainer(parser: LightningArgumentParser) -> None:
+        parser.add_class_arguments(pl.Trainer, "trainer", fail_untyped=False, instantiate=False, skip=set(_DERIVED))
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        self._add_trainer(parser)
+        parser.add_lightning_class_args(ImageClassifier, "model")
+        parser.add_lightning_class_args(ShardedImages, "data")
+        parser.add_class_arguments(RunSettings, "run")
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.link_arguments("seed_everything", "data.seed")
+        parser.link_arguments("seed_everything", "model.seed")
+        parser.link_arguments("data.num_classes", "model.num_classes")
+        parser.link_arguments("data.image_size", "model.image_size")
+        parser.link_arguments("data.channels", "model.in_channels")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        try:
+            self.config = parser.parse_args(self._args)
+        except jsonargparse.ArgumentError as error:
+            raise InputError(_one_line(error, parser, self._args)) from error
+
+    def _parse_ckpt_path(self) -> None:
+        """The experiment's own config is complete; nothing is read from the checkpoint."""
+
+    def _set_seed(self) -> None:
+        """Left to the run."""
+
+    def instantiate_classes(self) -> None:
+        """Left to the run."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Left to the run."""
+
+    @property
+    def settings(self) -> Namespace:
+        """The parsed settings of the chosen subcommand."""
+        return self.config[self.subcommand]
+
+    def build_run_settings(self) -> RunSettings:
+        return RunSettings(**vars(self.settings.run))
+
+    def build_duration(self) -> Duration:
+        return Duration(**vars(self.settings.model.duration))
+
+    def build_data(self) -> ShardedImages:
+        settings = dict(vars(self.settings.data))
+        return ShardedImages(**{**settings, "augmentation": CropAndFlip(**vars(settings["augmentation"]))})
+
+    def build_model(self) -> ImageClassifier:
+        settings = dict(vars(self.settings.model))
+        settings["duration"] = self.build_duration()
+        settings["optimizer"] = AdamW(**vars(settings["optimizer"]))
+        settings["schedule"] = WarmupCosine(**vars(settings["schedule"]))
+        return ImageClassifier(**settings)
+
+    def build_trainer_settings(self) -> dict[str, Any]:
+        """Arguments of the Trainer, with callbacks, strategy and plugins made into objects."""
+        parser = LightningArgumentParser()
+        self._add_trainer(parser)
+        return dict(vars(parser.instantiate(Namespace(trainer=self.settings.trainer)).trainer))
+
+    def dump(self) -> str:
+        """The resolved settings as YAML that can be given to --config again."""
+        return self._parser(self.subcommand).dump(self.settings, skip_none=False)
+
+
+@functools.cache
+def _parsers(cli: type[ExperimentCLI]) -> tuple[Any, Any, Any]:
+    """The parsers take half a second to make, and a sweep parses every cell with the same ones."""
+    maker = cli.__new__(cli)
+    maker.trainer_class, maker.trainer_defaults, maker.seed_everything_default = pl.Trainer, {}, 0
+    maker.parser_class, maker.auto_configure_optimizers = LightningArgumentParser, False
+    kwargs = {"exit_on_error": False, "prog": "vitlight"}
+    LightningCLI.setup_parser(maker, True, dict(kwargs), {name: {"exit_on_error": False} for name in cli.subcommands()})
+    return maker.parser, maker._subcommand_parsers, maker._subcommand_method_arguments
+
+
+def _with_recorded_config(args: list[str]) -> list[str]:
+    """`validate` and `test` of a run's checkpoint need no --config: the run's experiment.yaml is read."""
+    if not args or args[0] == "fit" or any(arg.split("=")[0] in ("--config", "-c") for arg in args):
+        return args
+    for position, arg in enumerate(args):
+        if arg.startswith("--ckpt_path"):
+            path = arg.partition("=")[2] or (args[position + 1] if position + 1 < len(args) else "")
+            recorded = Path(path).parent.parent / "experiment.yaml"
+            if recorded.is_file():
+                return [args[0], "--config", str(recorded), *args[1:]]
+    return args
+
+
+def _one_line(error: Exception, parser: LightningArgumentParser, args: Sequence[str]) -> str:
+    """jsonargparse's message in one line, with the nearest settings where a name is unknown."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines)
+    words = text.replace("'", " ").replace('"', " ").replace("=", " ").replace(",", " ").split()
+    names = _setting_names(parser, args[0] if args else "")
+    unknown = [word.lstrip("-") for word in words if word.lstrip("-").rsplit(".")[0] in ("model", "data", "run", "trainer")]
+    for name in unknown:
+        if name in names:
+            continue
+        leaf = name.removeprefix("trainer.").split(".")[0]
+        if name.startswith("trainer.") and leaf in _DERIVED:
+            return f"{name} is derived from the data plan and can't be set; use {_DERIVED[leaf]}"
+        if "is not expected" in text or "not accepted" in text or "Unrecognized" in text or "unrecognized" in text:
+            return f"unknown setting {name}{did_you_mean(name, names)}"
+    return text if len(text) <= 400 else text[:400] + " ..."
+
+
+def _setting_names(parser: LightningArgumentParser, subcommand: str) -> set[str]:
+    _, parsers, _ = _parsers(ExperimentCLI)
+    chosen = parsers.get(subcommand)
+    if chosen is None:
+        return set()
+    return {action.dest for action in chosen._actions if action.dest not in ("help", "config")}
+
+
+def resolve(cli: ExperimentCLI, data: ShardedImages) -> ResolvedRun:
+    """Check everything that can be checked without training, and say what the run will be."""
+    data.prepare()
+    run, model = cli.build_run_settings(), cli.settings.model
+    with torch.device("meta"):
+        network = build_model(
+            model.arch,
+            num_classes=data.num_classes,
+            image_size=data.image_size,
+            in_channels=data.channels,
+            **(model.model_options or {}),
+        )
+    macs = forward_macs(network, data.image_size)
+    steps = cli.build_duration().num_steps(data.plan.num_samples, data.global_batch_size, macs)
+    identity = json.dumps(_identity(cli.settings, data.data_digest), sort_keys=True)
+    run_id = hashlib.blake2b(identity.encode(), digest_size=6).hexdigest()
+    return ResolvedRun(
+        run_id=run_id,
+        run_dir=Path(run.root) / run.name / run_id,
+        arch=model.arch,
+        image_size=data.image_size,
+        num_train_samples=data.plan.num_samples,
+        params=count_params(network),
+        forward_macs=macs,
+        horizon_samples=steps * data.global_batch_size,
+        steps=steps,
+        train_flops=train_flops(macs, steps * data.global_batch_size),
+        global_batch_size=data.global_batch_size,
+        seed=int(cli.settings.seed_everything),
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Namespace):
+        return {name: _plain(item) for name, item in vars(value).items()}
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def _identity(settings: Namespace, data_digest: str) -> dict[str, Any]:
+    """What defines the result: the settings without paths, devices and loggers, and the data by its digest."""
+    plain = _plain(settings)
+    return {
+        "seed": plain["seed_everything"],
+        "data_digest": data_digest,
+        "data": {name: value for name, value in plain["data"].items() if name not in _DATA_NOT_IDENTITY},
+        "model": {name: value for name, value in plain["model"].items() if name not in _MODEL_NOT_IDENTITY},
+        "trainer": {name: plain["trainer"][name] for name in _TRAINER_IDENTITY},
+    }
+
+
+def resolve_run(args: Sequence[str]) -> ResolvedRun:
+    """Validate one `fit` command line (the words after `vitlight`) without running it. Raises InputError."""
+    if not args or args[0] != "fit":
+        raise InputError(f"a run is a `fit` command, not {' '.join(args[:1]) or 'nothing'!r}")
+    cli = ExperimentCLI(args)
+    return resolve(cli, cli.build_data())

@@ -1,0 +1,107 @@
+"""The run directory: what one run leaves behind, written so that a kill at any moment loses nothing that was done."""
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from vitlight.errors import InputError
+from vitlight.training.checkpoint import flush_to_disk, write_atomically
+
+__all__ = ["RunDirectory", "code_commit", "package_versions"]
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinity become null: JSON has no such numbers."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class RunDirectory:
+    """`runs/NAME/RUN_ID/` with experiment.yaml, metrics.jsonl, result.json and checkpoints/."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.metrics_path = path / "metrics.jsonl"
+        self.result_path = path / "result.json"
+        self.experiment_path = path / "experiment.yaml"
+
+    def create(self) -> None:
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold the directory; raises InputError while another process does. The lock dies with its holder."""
+        with (self.path / ".lock").open("a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                raise InputError(f"run {self.path} is in progress in process {lock.read().strip() or '?'}") from None
+            lock.truncate(0)
+            lock.write(f"{os.getpid()} on {platform.node()}")
+            lock.flush()
+            yield
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add one row to metrics.jsonl."""
+        line = json.dumps({name: _finite(value) for name, value in row.items()}, allow_nan=False)
+        with self.metrics_path.open("a") as file:
+            file.write(line + "\n")
+
+    def metrics_length(self) -> int:
+        """Bytes of metrics.jsonl, flushed to disk: what a checkpoint remembers."""
+        if not self.metrics_path.exists():
+            return 0
+        flush_to_disk(self.metrics_path)
+        return self.metrics_path.stat().st_size
+
+    def rewind_metrics(self, length: int) -> None:
+        """Drop the rows written after a checkpoint that remembers `length` bytes; they will be written again."""
+        if not self.metrics_path.exists():
+            self.metrics_path.touch()
+        size = self.metrics_path.stat().st_size
+        if size < length:
+            raise InputError(f"{self.metrics_path} has {size} bytes, its checkpoint remembers {length}: rows were lost")
+        os.truncate(self.metrics_path, length)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl; a torn last line is left out."""
+        if not self.metrics_path.exists():
+            return []
+        lines = self.metrics_path.read_text().split("\n")
+        return [json.loads(line) for line in lines[:-1]]
+
+    def read_result(self) -> dict[str, Any] | None:
+        return json.loads(self.result_path.read_text()) if self.result_path.exists() else None
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        plain = {name: _finite(value) for name, value in result.items()}
+        write_atomically(self.result_path, json.dumps(plain, indent=1, allow_nan=False) + "\n")
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python, vitlight and the packages that numbers depend on."""
+    versions = {"python": platform.python_version()}
+    for name in ("vitlight", "torch", "lightning", "torchmetrics", "numpy", "pillow", "simplejpeg"):
+        with contextlib.suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
+
+
+def code_commit() -> str | None:
+    """Commit of the working copy that vitlight runs from (`-dirty` where it was changed), None outside of one."""
+    folder = Path(__file__).resolve().parent.parent
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,236 @@
+"""Runs what an experiment says: fit (new, resumed or already done), validate, test."""
+
+import json
+import math
+import sys
+from contextlib import nullcontext
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import yaml
+from lightning.fabric.utilities.seed import seed_everything
+
+from vitlight.errors import InputError
+from vitlight.training.callbacks import Checkpoints, Diverged, Record
+from vitlight.training.checkpoint import newest_checkpoint, write_atomically
+from vitlight.training.classifier import ImageClassifier
+from vitlight.training.experiment import ExperimentCLI, ResolvedRun, RunSettings, resolve
+from vitlight.training.record import RunDirectory, code_commit, package_versions
+from vitlight.training.wandb import build_wandb_logger, update_summary
+
+__all__ = ["DIVERGED", "execute", "fit"]
+
+DIVERGED = 3  # exit code of a run whose loss is no longer finite
+
+
+def execute(cli: ExperimentCLI) -> int:
+    """Run the parsed subcommand; returns the exit code."""
+    return fit(cli) if cli.subcommand == "fit" else _evaluate(cli)
+
+
+def _is_rank_zero() -> bool:
+    """Before a trainer exists; launchers set the rank in the environment."""
+    return pl.utilities.rank_zero_only.rank == 0
+
+
+def fit(cli: ExperimentCLI) -> int:
+    """Train to the horizon from wherever the run's directory stands, evaluate, and write result.json."""
+    data = cli.build_data()
+    resolved = resolve(cli, data)
+    run = RunDirectory(resolved.run_dir)
+    earlier = run.read_result()
+    if earlier is not None and earlier["status"] in ("done", "diverged"):
+        print(f"{run.path}: {earlier['status']} already, nothing to do. {_verdict(earlier)}")
+        return DIVERGED if earlier["status"] == "diverged" else 0
+    settings = cli.build_run_settings()
+    if not len(data.val_ids) and data.test_index is None:
+        raise InputError("data.val_fraction=0.0 and data.test=null: there is nothing to evaluate on")
+    run.create()
+    with run.claimed() if _is_rank_zero() else nullcontext():
+        if _is_rank_zero():
+            write_atomically(run.experiment_path, cli.dump())
+        return _Fit(cli, resolved, run, settings).go(data)
+
+
+class _Fit:
+    """One attempt at a run, by one process."""
+
+    def __init__(self, cli: ExperimentCLI, resolved: ResolvedRun, run: RunDirectory, settings: RunSettings) -> None:
+        self.cli, self.resolved, self.run, self.settings = cli, resolved, run, settings
+        self.started_at = datetime.now(UTC).isoformat(timespec="seconds")
+
+    def go(self, data: Any) -> int:
+        seed_everything(self.resolved.seed, workers=False, verbose=False)
+        model = self.cli.build_model()
+        evaluate_every = None
+        if len(data.val_ids):
+            evaluate_every = max(1, -(-self.resolved.steps // self.settings.num_evaluations))
+        record = Record(self.run, self.settings.log_every_steps)
+        checkpoints = Checkpoints(self.run, self.settings.checkpoint_every_steps, evaluate_every)
+        trainer = self._build_trainer([record, checkpoints], evaluate_every)
+        data.plan.micro_batch_size(trainer.world_size, trainer.accumulate_grad_batches)
+        try:
+            self._train_and_evaluate(trainer, model, data, record)
+        except Diverged as reason:
+            self._finish(trainer, model, record, "diverged", str(reason))
+            print(f"vitlight: {self.run.path} diverged: {reason}", file=sys.stderr)
+            return DIVERGED
+        except Exception as error:
+            reason = str(error).strip().splitlines()
+            self._finish(trainer, model, record, "failed", reason[0] if reason else type(error).__name__)
+            raise
+        result = self._finish(trainer, model, record, "done", None)
+        if trainer.is_global_zero:
+            print(f"{self.run.path}: done. {_verdict(result)}")
+        return 0
+
+    def _build_trainer(self, callbacks: list[pl.Callback], evaluate_every: int | None) -> pl.Trainer:
+        arguments = self.cli.build_trainer_settings()
+        resolved, settings = self.resolved, self.settings
+        loggers: list[Any] = []
+        if settings.wandb:
+            name = f"{resolved.arch} {resolved.num_train_samples} s{resolved.seed}"
+            config = yaml.safe_load(self.cli.dump())
+            config.update(
+                arch=resolved.arch,
+                params=resolved.params,
+                forward_macs=resolved.forward_macs,
+                num_train_samples=resolved.num_train_samples,
+            )
+            logger = build_wandb_logger(
+                self.run.path, resolved.run_id, name, settings.name, settings.wandb_project, config
+            )
+            loggers = [logger] if logger is not None else []
+        given = arguments.pop("logger", None)
+        if given not in (None, True, False):
+            loggers += given if isinstance(given, list) else [given]
+        own = arguments.pop("callbacks", None) or []
+        if arguments.get("enable_progress_bar") is None:
+            arguments["enable_progress_bar"] = sys.stderr.isatty()
+        if arguments.get("enable_model_summary") is None:
+            arguments["enable_model_summary"] = False
+        accumulate = arguments.get("accumulate_grad_batches") or 1
+        return pl.Trainer(
+            **arguments,
+            logger=loggers or False,
+            callbacks=[*(own if isinstance(own, list) else [own]), *callbacks],
+            max_epochs=-1,
+            max_steps=resolved.steps,
+            limit_val_batches=1.0 if evaluate_every else 0,
+            val_check_interval=evaluate_every * accumulate if evaluate_every else 1.0,
+            check_val_every_n_epoch=None if evaluate_every else 1,
+            num_sanity_val_steps=0,
+            enable_checkpointing=False,
+            use_distributed_sampler=False,
+            default_root_dir=self.run.path,
+            log_every_n_steps=settings.log_every_steps,
+        )
+
+    def _train_and_evaluate(self, trainer: pl.Trainer, model: ImageClassifier, data: Any, record: Record) -> None:
+        found = newest_checkpoint(self.run.checkpoints)
+        start, path = found if found is not None else (0, None)
+        if path is not None and trainer.is_global_zero:
+            print(f"{self.run.path}: resumes at step {start} of {self.resolved.steps}", file=sys.stderr)
+        if start < self.resolved.steps:
+            trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
+            path = None
+        if len(data.val_ids) and model.results.get("val", {}).get("step") != self.resolved.steps:
+            trainer.validate(model, datamodule=data, ckpt_path=path, verbose=False, weights_only=True)
+            path = None
+        if data.test_index is not None:
+            trainer.test(model, datamodule=data, ckpt_path=path, verbose=False, weights_only=True)
+        for split, result in model.results.items():
+            if not math.isfinite(result["loss"]):
+                raise Diverged(f"the {split} loss is {result['loss']}")
+
+    def _finish(
+        self, trainer: pl.Trainer, model: ImageClassifier, record: Record, status: str, reason: str | None
+    ) -> dict[str, Any]:
+        """Write result.json and close the loggers, on rank 0."""
+        resolved, settings, plan = self.resolved, self.cli.settings, model.images.plan
+        samples = model.samples_seen
+        results = model.results if status == "done" else {}
+        final = results.get("test") or results.get("val") or {}
+        val = results.get("val", {})
+        seconds = record.device_seconds / trainer.world_size
+        result = {
+            "schema": 1,
+            "run_id": resolved.run_id,
+            "name": self.settings.name,
+            "status": status,
+            "reason": reason,
+            "arch": resolved.arch,
+            "family": model.family,
+            "seed": resolved.seed,
+            "params": resolved.params,
+            "forward_macs": resolved.forward_macs,
+            "image_size": resolved.image_size,
+            "in_channels": settings.data.channels,
+            "num_classes": settings.data.num_classes,
+            "num_train_samples": resolved.num_train_samples,
+            "global_batch_size": resolved.global_batch_size,
+            "horizon_samples": resolved.horizon_samples,
+            **{name.partition("/")[2]: value for name, value in model.axes().items()},
+            "wall_seconds": record.wall_seconds,
+            "device_seconds": record.device_seconds,
+            "images_per_second": samples / seconds if seconds else None,
+            "eval_split": "test" if "test" in results else "val" if "val" in results else None,
+            "num_eval_samples": final.get("num_images"),
+            **{name: final.get(name) for name in ("top1", "top5", "loss", "top1_count")},
+            **{f"val_{name}": val.get(name) for name in ("top1", "top5", "loss")},
+            "lr": settings.model.optimizer.lr,
+            "weight_decay": settings.model.optimizer.weight_decay,
+            "num_ranks": trainer.world_size,
+            "device": str(trainer.strategy.root_device),
+            "data_digest": model.images.data_digest,
+            "plan_digest": plan.digest,
+            "versions": package_versions(),
+            "commit": code_commit(),
+            "started_at": self.started_at,
+            "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        if trainer.is_global_zero:
+            self.run.write_result(result)
+            update_summary(trainer.loggers, {name: result[name] for name in _SUMMARY})
+        return result
+
+
+_SUMMARY = (
+    *("status", "params", "forward_macs", "train_flops", "samples_seen", "unique_samples_seen"),
+    *("top1", "top5", "eval_split", "val_top1", "wall_seconds", "device_seconds", "images_per_second"),
+)
+
+
+def _verdict(result: dict[str, Any]) -> str:
+    """One line: accuracy as the count it is, compute, and speed."""
+    if result["top1"] is None:
+        return result["reason"] or ""
+    return (
+        f"{result['eval_split']} top-1 {100 * result['top1']:.2f} % ({result['top1_count']:,} of "
+        f"{result['num_eval_samples']:,}), {result['samples_seen']:,} images seen, {result['train_flops']:.3e} train "
+        f"FLOPs (FLOP = half a MAC), {result['images_per_second'] or 0:,.0f} images/s"
+    )
+
+
+def _evaluate(cli: ExperimentCLI) -> int:
+    """`validate` or `test` of one checkpoint: prints the exact counts as one JSON line."""
+    data, checkpoint = cli.build_data(), cli.settings.ckpt_path
+    if checkpoint is None or not Path(checkpoint).is_file():
+        raise InputError(f"--ckpt_path={checkpoint} is not a file; name a checkpoint of a run, runs/NAME/ID/checkpoints/...")
+    data.prepare()
+    split = "val" if cli.subcommand == "validate" else "test"
+    if split == "val" and not len(data.val_ids):
+        raise InputError("data.val_fraction=0.0 leaves no validation images; use `vitlight test` or hold some out")
+    model = cli.build_model()
+    arguments = {**cli.build_trainer_settings(), "logger": False, "callbacks": []}
+    arguments["enable_progress_bar"] = sys.stderr.isatty()
+    trainer = pl.Trainer(
+        **arguments, enable_checkpointing=False, use_distributed_sampler=False, default_root_dir=Path(checkpoint).parent
+    )
+    run = trainer.validate if split == "val" else trainer.test
+    run(model, datamodule=data, ckpt_path=checkpoint, verbose=False, weights_only=True)
+    if trainer.is_global_zero:
+        print(json.dumps({"split": split, "checkpoint": str(checkpoint), **model.results[split]}))
+    return 0
