@@ -92,15 +92,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _experiment(args: list[str]) -> int:
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    # Advice on how to configure Lightning itself; vitlight has decided these things.
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*was configured so validation.*")
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     from vitlight.training.experiment import ExperimentCLI
     from vitlight.training.run import execute
 
+    # Lightning's advice on how to configure Lightning: vitlight has decided these things.
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for advice in (
+        "does not have many workers",
+        "callbacks used to create the checkpoint",
+        "isinstance.treespec, LeafSpec",
+    ):
+        warnings.filterwarnings("ignore", message=f".*{advice}")
     return execute(ExperimentCLI(args))
 
 

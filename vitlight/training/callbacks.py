@@ -80,7 +80,9 @@ class Record(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._start(trainer)
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         self._batch_start = time.perf_counter()
         self._interval["wait"] += self._batch_start - self._batch_end
 
@@ -140,7 +142,9 @@ class Record(pl.Callback):
         row = {f"{split}/{name}": result[name] for name in ("loss", "top1", "top5", "top1_count", "num_images")}
         self.write_row(trainer, module, split, row)
 
-    def write_row(self, trainer: pl.Trainer, module: ImageClassifier, event: str, row: Mapping[str, float | int]) -> None:
+    def write_row(
+        self, trainer: pl.Trainer, module: ImageClassifier, event: str, row: Mapping[str, float | int]
+    ) -> None:
         """Write one row with every x axis, on rank 0, and hand it to the loggers."""
         if not trainer.is_global_zero:
             return

@@ -10,17 +10,28 @@ from torch.optim import Optimizer
 
 from vitlight.cost import count_params, forward_macs, train_flops
 from vitlight.data.datamodule import ShardedImages
-from vitlight.data.plan import hash_words
+from vitlight.data.plan import DataPlan, hash_words
 from vitlight.errors import InputError
 from vitlight.models import arch_family, build_model
 from vitlight.training.accuracy import ExactAccuracy
 from vitlight.training.optim import AdamW
 from vitlight.training.schedule import Duration, WarmupCosine
 
-__all__ = ["ImageClassifier"]
+__all__ = ["ImageClassifier", "axes_at"]
 
 Batch = dict[str, Tensor]
 _DROPOUT = 21
+
+
+def axes_at(step: int, plan: DataPlan, forward_macs: int) -> dict[str, float | int]:
+    """Every x axis of a plot after `step` optimizer steps, exact."""
+    samples = step * plan.global_batch_size
+    return {
+        "data/samples_seen": samples,
+        "data/unique_samples_seen": plan.unique_samples_seen(samples),
+        "data/epochs": samples / plan.num_samples,
+        "compute/train_flops": train_flops(forward_macs, samples),
+    }
 
 
 class ImageClassifier(pl.LightningModule):
@@ -70,7 +81,7 @@ class ImageClassifier(pl.LightningModule):
         self.forward_macs = forward_macs(self.model, image_size)
         if compile:
             self.model.compile()
-        self.accuracies = torch.nn.ModuleDict({"val": ExactAccuracy(), "test": ExactAccuracy()})
+        self.val_accuracy, self.test_accuracy = ExactAccuracy(), ExactAccuracy()
         self.results: dict[str, dict[str, float | int]] = {}
         self.start_step = 0
 
@@ -91,13 +102,7 @@ class ImageClassifier(pl.LightningModule):
 
     def axes(self) -> dict[str, float | int]:
         """Every x axis of a plot at the present step, exact."""
-        samples, plan = self.samples_seen, self.images.plan
-        return {
-            "data/samples_seen": samples,
-            "data/unique_samples_seen": plan.unique_samples_seen(samples),
-            "data/epochs": samples / plan.num_samples,
-            "compute/train_flops": train_flops(self.forward_macs, samples),
-        }
+        return axes_at(self.trainer.global_step, self.images.plan, self.forward_macs)
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
@@ -146,26 +151,24 @@ class ImageClassifier(pl.LightningModule):
         return F.cross_entropy(logits.float(), batch["label"], label_smoothing=self.label_smoothing)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate("val", batch)
+        self._evaluate(self.val_accuracy, batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate("test", batch)
+        self._evaluate(self.test_accuracy, batch)
 
-    def _evaluate(self, split: str, batch: Batch) -> None:
+    def _evaluate(self, accuracy: ExactAccuracy, batch: Batch) -> None:
         logits = self.model(batch["image"]).float()
         losses = F.cross_entropy(logits, batch["label"], reduction="none")
-        self.accuracies[split].update(logits, batch["label"], losses, batch["weight"])
+        accuracy.update(logits, batch["label"], losses, batch["weight"])
 
     def on_validation_epoch_end(self) -> None:
-        self._close_evaluation("val", len(self.images.val_ids))
+        self._close_evaluation("val", self.val_accuracy, len(self.images.val_ids))
 
     def on_test_epoch_end(self) -> None:
         test_index = self.images.test_index
-        self._close_evaluation("test", len(test_index) if test_index is not None else 0)
+        self._close_evaluation("test", self.test_accuracy, len(test_index) if test_index is not None else 0)
 
-    def _close_evaluation(self, split: str, num_images: int) -> None:
-        metric = self.accuracies[split]
-        assert isinstance(metric, ExactAccuracy)
-        self.results[split] = {**metric.compute(), "step": self.trainer.global_step}
-        metric.reset()
+    def _close_evaluation(self, split: str, accuracy: ExactAccuracy, num_images: int) -> None:
+        self.results[split] = {**accuracy.compute(), "step": self.trainer.global_step}
+        accuracy.reset()
         assert self.results[split]["num_images"] == num_images, "every image must be counted once"

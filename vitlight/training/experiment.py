@@ -49,6 +49,7 @@ _DERIVED = {
 }
 # The settings of the trainer that take part in the result; devices, loggers and the like do not.
 _TRAINER_IDENTITY = ("precision", "gradient_clip_val", "gradient_clip_algorithm", "sync_batchnorm")
+_GROUPS = ("model", "data", "run", "trainer")
 _DATA_NOT_IDENTITY = ("train", "test", "index_dir", "num_workers", "eval_batch_size")
 _MODEL_NOT_IDENTITY = ("compile",)
 
@@ -97,7 +98,7 @@ class ResolvedRun:
 
 
 class ExperimentCLI(LightningCLI):
-    """LightningCLI's subcommands and settings, parsed and checked; `vitlight.training.run` builds and runs what they say.
+    """LightningCLI's subcommands and settings, parsed and checked; `vitlight.training.run` does what they say.
 
     args: the words after `vitlight`. Raises InputError.
     """
@@ -117,7 +118,7 @@ class ExperimentCLI(LightningCLI):
     def setup_parser(
         self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
     ) -> None:
-        self.parser, self._subcommand_parsers, self._subcommand_method_arguments = _parsers(type(self))
+        self.parser, self._subcommand_parsers, self._subcommand_method_arguments = _parsers()
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -192,17 +193,19 @@ class ExperimentCLI(LightningCLI):
 
     def dump(self) -> str:
         """The resolved settings as YAML that can be given to --config again."""
-        return self._parser(self.subcommand).dump(self.settings, skip_none=False)
+        return self._parser(self.subcommand).dump(self.settings, skip_unset=False)
 
 
 @functools.cache
-def _parsers(cli: type[ExperimentCLI]) -> tuple[Any, Any, Any]:
+def _parsers() -> tuple[Any, Any, Any]:
     """The parsers take half a second to make, and a sweep parses every cell with the same ones."""
-    maker = cli.__new__(cli)
+    maker = ExperimentCLI.__new__(ExperimentCLI)
     maker.trainer_class, maker.trainer_defaults, maker.seed_everything_default = pl.Trainer, {}, 0
     maker.parser_class, maker.auto_configure_optimizers = LightningArgumentParser, False
     kwargs = {"exit_on_error": False, "prog": "vitlight"}
-    LightningCLI.setup_parser(maker, True, dict(kwargs), {name: {"exit_on_error": False} for name in cli.subcommands()})
+    LightningCLI.setup_parser(
+        maker, True, dict(kwargs), {name: {"exit_on_error": False} for name in maker.subcommands()}
+    )
     return maker.parser, maker._subcommand_parsers, maker._subcommand_method_arguments
 
 
@@ -225,8 +228,8 @@ def _one_line(error: Exception, parser: LightningArgumentParser, args: Sequence[
     text = " ".join(lines)
     words = text.replace("'", " ").replace('"', " ").replace("=", " ").replace(",", " ").split()
     names = _setting_names(parser, args[0] if args else "")
-    unknown = [word.lstrip("-") for word in words if word.lstrip("-").rsplit(".")[0] in ("model", "data", "run", "trainer")]
-    for name in unknown:
+    mentioned = [word.lstrip("-") for word in words if word.lstrip("-").split(".")[0] in _GROUPS]
+    for name in mentioned:
         if name in names:
             continue
         leaf = name.removeprefix("trainer.").split(".")[0]
@@ -238,7 +241,7 @@ def _one_line(error: Exception, parser: LightningArgumentParser, args: Sequence[
 
 
 def _setting_names(parser: LightningArgumentParser, subcommand: str) -> set[str]:
-    _, parsers, _ = _parsers(ExperimentCLI)
+    _, parsers, _ = _parsers()
     chosen = parsers.get(subcommand)
     if chosen is None:
         return set()

@@ -12,27 +12,24 @@ import lightning.pytorch as pl
 import yaml
 from lightning.fabric.utilities.seed import seed_everything
 
+from vitlight.data.datamodule import ShardedImages
 from vitlight.errors import InputError
 from vitlight.training.callbacks import Checkpoints, Diverged, Record
 from vitlight.training.checkpoint import newest_checkpoint, write_atomically
-from vitlight.training.classifier import ImageClassifier
+from vitlight.training.classifier import ImageClassifier, axes_at
 from vitlight.training.experiment import ExperimentCLI, ResolvedRun, RunSettings, resolve
 from vitlight.training.record import RunDirectory, code_commit, package_versions
-from vitlight.training.wandb import build_wandb_logger, update_summary
+from vitlight.training.wandb import build_wandb_logger, is_rank_zero, update_summary
 
 __all__ = ["DIVERGED", "execute", "fit"]
 
-DIVERGED = 3  # exit code of a run whose loss is no longer finite
+# Exit codes: of a run whose loss is no longer finite, and, as a shell would give them, of SIGTERM and Ctrl-C.
+DIVERGED, _TERMINATED, _INTERRUPTED = 3, 143, 130
 
 
 def execute(cli: ExperimentCLI) -> int:
     """Run the parsed subcommand; returns the exit code."""
     return fit(cli) if cli.subcommand == "fit" else _evaluate(cli)
-
-
-def _is_rank_zero() -> bool:
-    """Before a trainer exists; launchers set the rank in the environment."""
-    return pl.utilities.rank_zero_only.rank == 0
 
 
 def fit(cli: ExperimentCLI) -> int:
@@ -48,8 +45,8 @@ def fit(cli: ExperimentCLI) -> int:
     if not len(data.val_ids) and data.test_index is None:
         raise InputError("data.val_fraction=0.0 and data.test=null: there is nothing to evaluate on")
     run.create()
-    with run.claimed() if _is_rank_zero() else nullcontext():
-        if _is_rank_zero():
+    with run.claimed() if is_rank_zero() else nullcontext():
+        if is_rank_zero():
             write_atomically(run.experiment_path, cli.dump())
         return _Fit(cli, resolved, run, settings).go(data)
 
@@ -61,7 +58,7 @@ class _Fit:
         self.cli, self.resolved, self.run, self.settings = cli, resolved, run, settings
         self.started_at = datetime.now(UTC).isoformat(timespec="seconds")
 
-    def go(self, data: Any) -> int:
+    def go(self, data: ShardedImages) -> int:
         seed_everything(self.resolved.seed, workers=False, verbose=False)
         model = self.cli.build_model()
         evaluate_every = None
@@ -74,14 +71,21 @@ class _Fit:
         try:
             self._train_and_evaluate(trainer, model, data, record)
         except Diverged as reason:
-            self._finish(trainer, model, record, "diverged", str(reason))
+            self._finish(trainer, model, data, record, "diverged", str(reason))
             print(f"vitlight: {self.run.path} diverged: {reason}", file=sys.stderr)
             return DIVERGED
+        except SystemExit:  # how Lightning ends a fit on a signal
+            print(
+                f"vitlight: {self.run.path} stopped at step {trainer.global_step} of {self.resolved.steps}; the same "
+                f"command goes on from its last checkpoint",
+                file=sys.stderr,
+            )
+            return _TERMINATED if trainer.received_sigterm else _INTERRUPTED
         except Exception as error:
-            reason = str(error).strip().splitlines()
-            self._finish(trainer, model, record, "failed", reason[0] if reason else type(error).__name__)
+            lines = str(error).strip().splitlines()
+            self._finish(trainer, model, data, record, "failed", lines[-1].strip() if lines else type(error).__name__)
             raise
-        result = self._finish(trainer, model, record, "done", None)
+        result = self._finish(trainer, model, data, record, "done", None)
         if trainer.is_global_zero:
             print(f"{self.run.path}: done. {_verdict(result)}")
         return 0
@@ -107,10 +111,8 @@ class _Fit:
         if given not in (None, True, False):
             loggers += given if isinstance(given, list) else [given]
         own = arguments.pop("callbacks", None) or []
-        if arguments.get("enable_progress_bar") is None:
-            arguments["enable_progress_bar"] = sys.stderr.isatty()
-        if arguments.get("enable_model_summary") is None:
-            arguments["enable_model_summary"] = False
+        for name in ("enable_progress_bar", "enable_model_summary"):  # Record's lines say more; both can be asked for
+            arguments[name] = bool(arguments.get(name))
         accumulate = arguments.get("accumulate_grad_batches") or 1
         return pl.Trainer(
             **arguments,
@@ -128,7 +130,9 @@ class _Fit:
             log_every_n_steps=settings.log_every_steps,
         )
 
-    def _train_and_evaluate(self, trainer: pl.Trainer, model: ImageClassifier, data: Any, record: Record) -> None:
+    def _train_and_evaluate(
+        self, trainer: pl.Trainer, model: ImageClassifier, data: ShardedImages, record: Record
+    ) -> None:
         found = newest_checkpoint(self.run.checkpoints)
         start, path = found if found is not None else (0, None)
         if path is not None and trainer.is_global_zero:
@@ -146,11 +150,17 @@ class _Fit:
                 raise Diverged(f"the {split} loss is {result['loss']}")
 
     def _finish(
-        self, trainer: pl.Trainer, model: ImageClassifier, record: Record, status: str, reason: str | None
+        self,
+        trainer: pl.Trainer,
+        model: ImageClassifier,
+        data: ShardedImages,
+        record: Record,
+        status: str,
+        reason: str | None,
     ) -> dict[str, Any]:
         """Write result.json and close the loggers, on rank 0."""
-        resolved, settings, plan = self.resolved, self.cli.settings, model.images.plan
-        samples = model.samples_seen
+        resolved, settings = self.resolved, self.cli.settings
+        axes = axes_at(trainer.global_step, data.plan, resolved.forward_macs)
         results = model.results if status == "done" else {}
         final = results.get("test") or results.get("val") or {}
         val = results.get("val", {})
@@ -172,10 +182,10 @@ class _Fit:
             "num_train_samples": resolved.num_train_samples,
             "global_batch_size": resolved.global_batch_size,
             "horizon_samples": resolved.horizon_samples,
-            **{name.partition("/")[2]: value for name, value in model.axes().items()},
+            **{name.partition("/")[2]: value for name, value in axes.items()},
             "wall_seconds": record.wall_seconds,
             "device_seconds": record.device_seconds,
-            "images_per_second": samples / seconds if seconds else None,
+            "images_per_second": axes["data/samples_seen"] / seconds if seconds else None,
             "eval_split": "test" if "test" in results else "val" if "val" in results else None,
             "num_eval_samples": final.get("num_images"),
             **{name: final.get(name) for name in ("top1", "top5", "loss", "top1_count")},
@@ -184,8 +194,8 @@ class _Fit:
             "weight_decay": settings.model.optimizer.weight_decay,
             "num_ranks": trainer.world_size,
             "device": str(trainer.strategy.root_device),
-            "data_digest": model.images.data_digest,
-            "plan_digest": plan.digest,
+            "data_digest": data.data_digest,
+            "plan_digest": data.plan.digest,
             "versions": package_versions(),
             "commit": code_commit(),
             "started_at": self.started_at,
@@ -218,14 +228,14 @@ def _evaluate(cli: ExperimentCLI) -> int:
     """`validate` or `test` of one checkpoint: prints the exact counts as one JSON line."""
     data, checkpoint = cli.build_data(), cli.settings.ckpt_path
     if checkpoint is None or not Path(checkpoint).is_file():
-        raise InputError(f"--ckpt_path={checkpoint} is not a file; name a checkpoint of a run, runs/NAME/ID/checkpoints/...")
+        raise InputError(f"--ckpt_path={checkpoint} is not a file; name one of runs/NAME/RUN_ID/checkpoints/")
     data.prepare()
     split = "val" if cli.subcommand == "validate" else "test"
     if split == "val" and not len(data.val_ids):
         raise InputError("data.val_fraction=0.0 leaves no validation images; use `vitlight test` or hold some out")
     model = cli.build_model()
     arguments = {**cli.build_trainer_settings(), "logger": False, "callbacks": []}
-    arguments["enable_progress_bar"] = sys.stderr.isatty()
+    arguments["enable_progress_bar"] = bool(arguments.get("enable_progress_bar"))
     trainer = pl.Trainer(
         **arguments, enable_checkpointing=False, use_distributed_sampler=False, default_root_dir=Path(checkpoint).parent
     )

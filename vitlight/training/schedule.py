@@ -28,7 +28,7 @@ class Duration:
         chosen = {name: value for name, value in given.items() if value is not None}
         if len(chosen) != 1:
             raise InputError(
-                f"model.duration has {', '.join(chosen) or 'nothing'} set; give exactly one of epochs, samples, train_flops"
+                f"model.duration has {', '.join(chosen) or 'nothing'} set; give one of epochs, samples, train_flops"
             )
         name, value = chosen.popitem()
         if not (value > 0 and math.isfinite(value)):
@@ -46,8 +46,8 @@ class Duration:
 class WarmupCosine:
     """Linear warm-up from 0, then a half cosine to `final_fraction` of the peak (Loshchilov & Hutter 2016, 1608.03983).
 
-    warmup_samples: length of the warm-up in images. warmup_fraction: in parts of the horizon; the shorter of the two that
-    are given holds.
+    warmup_samples: length of the warm-up in images. warmup_fraction: in parts of the horizon; the shorter of the two
+    that are given holds.
     """
 
     warmup_samples: int | None = None

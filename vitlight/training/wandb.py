@@ -8,9 +8,15 @@ from typing import Any
 from urllib.parse import urlparse
 
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 __all__ = ["build_wandb_logger", "update_summary"]
+
+
+def is_rank_zero() -> bool:
+    """Known before there is a trainer: launchers set the rank in the environment."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def _has_key() -> bool:
@@ -31,7 +37,7 @@ def build_wandb_logger(
 
     `val/*` and `test/*` are plotted against training FLOPs, everything else against samples seen.
     """
-    if rank_zero_only.rank != 0 or os.environ.get("WANDB_MODE") == "disabled":
+    if not is_rank_zero() or os.environ.get("WANDB_MODE") == "disabled":
         return None
     from lightning.pytorch.loggers import WandbLogger
 

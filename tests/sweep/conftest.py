@@ -1,0 +1,89 @@
+"""Sweep files, fake runners as processes, and the record of what the fake runs did."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).parents[2]
+COMMAND = ["${env}", "vitlight", "fit", "--config=base.yaml", "${args}"]
+DEADLINE_SECONDS = 30.0
+
+
+@pytest.fixture
+def write_sweep(tmp_path):
+    """Write a sweep file from its parameters (NAME -> list of values) and other keys; returns its path."""
+
+    def write(parameters, **keys):
+        content = {"name": "demo", "method": "grid", "command": COMMAND}
+        content["parameters"] = {name: {"values": values} for name, values in parameters.items()}
+        path = tmp_path / "demo.yaml"
+        path.write_text(yaml.safe_dump(content | keys))
+        return path
+
+    return write
+
+
+class Playground:
+    """A root folder on which fake runners work."""
+
+    def __init__(self, root):
+        self.root = root
+        self.processes = []
+
+    def runner(self, sweep_file, jobs=1):
+        """Start a runner that leads its own session, as one in a terminal does."""
+        environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPOSITORY)}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.sweep.fake_runner", str(sweep_file), str(self.root), str(jobs)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=self.root,
+            env=environment,
+            start_new_session=True,
+        )
+        self.processes.append(process)
+        return process
+
+    def events(self, word):
+        """[(arch, run id, process id)] of the events of one kind, in the order in which they happened."""
+        path = self.root / "events"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [(arch, run_id, int(pid)) for kind, arch, run_id, pid in map(str.split, lines) if kind == word]
+
+    def open_gate(self):
+        (self.root / "gate").touch()
+
+    def wait_for(self, condition, what):
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while not condition():
+            assert time.monotonic() < deadline, f"waited {DEADLINE_SECONDS} s for {what}"
+            time.sleep(0.01)
+
+    def wait_for_events(self, word, count):
+        self.wait_for(lambda: len(self.events(word)) >= count, f"{count} x {word}, have {self.events(word)}")
+        return self.events(word)
+
+
+def end(process, deadline_seconds=DEADLINE_SECONDS):
+    """Its exit code and output."""
+    output, _ = process.communicate(timeout=deadline_seconds)
+    return process.returncode, output
+
+
+@pytest.fixture
+def playground(tmp_path):
+    root = tmp_path / "runs"
+    root.mkdir()
+    playground = Playground(root)
+    yield playground
+    playground.open_gate()
+    for process in playground.processes:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()

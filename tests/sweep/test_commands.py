@@ -1,0 +1,133 @@
+"""The `sweep` commands as the command line calls them."""
+
+import argparse
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.sweep import fake_fit
+from tests.sweep.fake_runner import FIT
+from vitlight.sweep import commands, executors, load_sweep, plan
+
+
+@pytest.fixture
+def sweep_cli(monkeypatch, request, tmp_path):
+    """Call `vitlight sweep ARGS` on the fake `fit`; returns its exit code."""
+    monkeypatch.setenv("PYTHONPATH", str(request.config.rootpath))
+    monkeypatch.setattr(executors.LocalExecutor.__init__, "__defaults__", (1, FIT))
+    real = plan.plan_sweep
+    monkeypatch.setattr(plan, "plan_sweep", lambda sweep, root, track: real(sweep, fake_fit.resolve, root, track))
+    parser = argparse.ArgumentParser()
+    commands.add_sweep_parser(parser.add_subparsers())
+
+    def call(action, file, *options):
+        args = parser.parse_args(["sweep", action, str(file), f"--root={tmp_path / 'runs'}", *options])
+        return args.handler(args)
+
+    return call
+
+
+def test_plan_shows_cells_with_cost_and_totals(sweep_cli, write_sweep, capsys, tmp_path):
+    sweep_file = write_sweep({"model.arch": ["ok_1", "ok_22000"], "data.num_train_samples": [1000]})
+    assert sweep_cli("plan", sweep_file) == 0
+    lines = capsys.readouterr().out.splitlines()
+    cells = [[word.strip() for word in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
+    assert cells[0][2:] == ["ok_1", "1.00 k", "10", "6.000e+04", "1,000", "100"]
+    assert cells[1][2:] == ["ok_22000", "22.0 M", "220 k", "1.320e+09", "1,000", "100"]
+    assert cells[2] == ["total", "", "", "", "", "1.320e+09", "2,000", "200"]
+    titles = [word.strip() for word in lines[1].split("┃")[1:-1]]
+    assert titles[2:] == ["arch", "params", "forward MACs per image", "train FLOPs", "images", "steps"]
+    assert [line.strip() for line in lines[-2:]] == ["2 cells", commands.CAPTION]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_plan_as_json(sweep_cli, write_sweep, capsys, tmp_path):
+    sweep_file = write_sweep({"model.arch": ["ok_1"]})
+    assert sweep_cli("plan", sweep_file, "--json") == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    run = plan.plan_sweep(load_sweep(sweep_file), tmp_path / "runs", iter)[0].run
+    assert row == {
+        "cell": 0,
+        "parameters": {"model.arch": "ok_1"},
+        "args": [
+            "fit",
+            "--config=base.yaml",
+            "--model.arch=ok_1",
+            "--run.name=demo",
+            f"--run.root={tmp_path / 'runs'}",
+        ],
+        "run_id": run.run_id,
+        "run_dir": str(run.run_dir),
+        "arch": "ok_1",
+        "image_size": 32,
+        "num_train_samples": 100,
+        "seed": 0,
+        "params": 1000,
+        "forward_macs": 10,
+        "train_flops": 6000,
+        "horizon_samples": 100,
+        "steps": 10,
+        "global_batch_size": 10,
+    }
+
+
+def test_run_and_status(sweep_cli, write_sweep, capsys, tmp_path):
+    sweep_file = write_sweep({"model.arch": ["ok_1", "broken_2", "nan_3"]})
+    (tmp_path / "runs").mkdir()
+    assert sweep_cli("run", sweep_file) == 1
+    last = capsys.readouterr().out.splitlines()[-3:]
+    log = tmp_path / "runs" / "demo" / "logs" / f"{load_sweep(sweep_file).cells()[1].id}.log"
+    assert last == [
+        f"demo: 1 of 3 cells done, 1 diverged, 1 failed; {tmp_path / 'runs' / 'demo'}",
+        f"failed: model.arch=broken_2: exit code 1 and no result: ValueError: broken on purpose; log: {log}",
+        "the same command tries the failed cells again",
+    ]
+    assert sweep_cli("status", sweep_file, "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["state"] for row in rows] == ["done", "failed", "diverged"]
+    assert sweep_cli("status", sweep_file) == 0
+    lines = capsys.readouterr().out.splitlines()
+    cells = [[word.strip() for word in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
+    assert [row[3] for row in cells] == ["done", "failed", "diverged", ""]
+    assert lines[-4].strip() == "3 cells: 1 done, 1 failed, 1 diverged"
+    assert cells[2][8:] == ["30", "", "1.5"]
+    run_ids = [row["run_id"] for row in rows]
+    assert lines[-2:] == [
+        f"failed {run_ids[1]}: exit code 1 and no result: ValueError: broken on purpose",
+        f"diverged {run_ids[2]}: loss is NaN at step 3",
+    ]
+    assert cells[3][7:11] == ["300", "170", "", "4.5"]
+    (tmp_path / "runs" / "repaired").touch()
+    assert sweep_cli("run", sweep_file, "--jobs", "2") == 0
+    assert f"demo: 2 of 3 cells done, 1 diverged; {tmp_path / 'runs' / 'demo'}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (None, ""),
+        (0, "0"),
+        (999, "999"),
+        (1000, "1.00 k"),
+        (999_400, "999 k"),
+        (999_500, "1.00 M"),
+        (21_966_208, "22.0 M"),
+        (4_600_000_000, "4.60 G"),
+        (1_016_000_000_000, "1.02 T"),
+    ],
+)
+def test_counts_have_three_digits_and_a_prefix(number, text):
+    assert commands._si(number) == text
+
+
+def test_building_the_parser_imports_nothing_heavy():
+    code = (
+        "import argparse, sys\n"
+        "from vitlight.sweep.commands import add_sweep_parser\n"
+        "add_sweep_parser(argparse.ArgumentParser().add_subparsers())\n"
+        "print(sorted({'torch', 'lightning', 'rich', 'yaml', 'wandb'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

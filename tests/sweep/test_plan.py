@@ -1,0 +1,77 @@
+"""Every cell is checked before any runs."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from tests.sweep import fake_fit
+from vitlight.errors import InputError
+from vitlight.sweep import load_sweep, plan_sweep
+from vitlight.sweep.plan import sweep_directory
+
+
+def test_cells_get_the_sweeps_name_and_root(write_sweep):
+    planned = plan_sweep(load_sweep(write_sweep({"model.arch": ["ok_1", "ok_2"]})), fake_fit.resolve, Path("my runs"))
+    assert [item.run.arch for item in planned] == ["ok_1", "ok_2"]
+    expected = ("fit", "--config=base.yaml", "--model.arch=ok_1", "--run.name=demo", "--run.root=my runs")
+    assert planned[0].args == expected
+    assert planned[0].run.run_dir == Path("my runs/demo") / planned[0].run.run_id
+    assert sweep_directory(planned) == Path("my runs/demo")
+
+
+def test_name_and_root_that_the_cells_set_are_kept(write_sweep):
+    command = ["vitlight", "fit", "--run.name=mine", "--run.root=there", "${args}"]
+    planned = plan_sweep(
+        load_sweep(write_sweep({"seed_everything": [0]}, command=command)), fake_fit.resolve, Path("x")
+    )
+    assert planned[0].args == ("fit", "--run.name=mine", "--run.root=there", "--seed_everything=0")
+
+
+def test_without_a_root_the_experiments_own_is_used(write_sweep):
+    planned = plan_sweep(load_sweep(write_sweep({"seed_everything": [0]})), fake_fit.resolve)
+    assert planned[0].args[-1] == "--run.name=demo"
+    assert planned[0].run.run_dir.parent == Path("runs/demo")
+
+
+def test_all_invalid_cells_are_counted_in_one_line(write_sweep):
+    path = write_sweep({"model.arch": ["ok_1", "vit_a", "vit_b", "ok_2", "vit_c"], "seed_everything": [0]})
+    with pytest.raises(InputError) as caught:
+        plan_sweep(load_sweep(path), fake_fit.resolve)
+    assert str(caught.value) == (
+        f"{path}: 3 of 5 cells are invalid (1-2, 4); cell 1 (model.arch=vit_a): model.arch=vit_a is unknown"
+    )
+
+
+def test_cells_that_are_the_same_run_are_named(write_sweep):
+    path = write_sweep({"model.arch": ["ok_1", "ok_2"], "trainer.devices": [1, 2]})
+    with pytest.raises(InputError) as caught:
+        plan_sweep(load_sweep(path), fake_fit.resolve)
+    run_id = fake_fit.resolve(("fit", "--config=base.yaml", "--model.arch=ok_1", "--run.name=demo")).run_id
+    assert str(caught.value) == (
+        f"{path}: cells 0 (model.arch=ok_1 trainer.devices=1) and 1 (model.arch=ok_1 trainer.devices=2) are the same "
+        f"run {run_id}: trainer.devices changes nothing there; keep one of its values"
+    )
+
+
+def test_cells_in_different_directories_are_refused(write_sweep):
+    path = write_sweep({"run.name": ["a", "b"], "seed_everything": [0]})
+
+    def resolve(args):
+        run = fake_fit.resolve(args)
+        return dataclasses.replace(run, run_id=run.run_dir.parent.name)
+
+    with pytest.raises(InputError) as caught:
+        plan_sweep(load_sweep(path), resolve)
+    assert str(caught.value) == (
+        f"{path}: cells 0 and 1 lie in runs/a and runs/b; a sweep has one directory: "
+        "take run.name and run.root out of its parameters"
+    )
+
+
+def test_other_errors_of_resolve_are_not_hidden(write_sweep):
+    def resolve(args):
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        plan_sweep(load_sweep(write_sweep({"seed_everything": [0, 1]})), resolve)

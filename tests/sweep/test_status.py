@@ -1,0 +1,107 @@
+"""The rows that a directory gives, without any runner."""
+
+import json
+
+import pytest
+
+from tests.sweep import fake_fit
+from vitlight.sweep import load_sweep, plan_sweep, sweep_status
+from vitlight.sweep.claims import Attempts, Claim
+from vitlight.sweep.status import claim_path
+
+KEYS = [
+    "cell",
+    "parameters",
+    "run_id",
+    "run_dir",
+    "state",
+    "params",
+    "forward_macs",
+    "train_flops",
+    "horizon_samples",
+    "samples_seen",
+    "top1",
+    "seconds",
+    "reason",
+]
+
+
+@pytest.fixture
+def sweep(write_sweep):
+    return load_sweep(write_sweep({"model.arch": ["ok_1", "ok_2", "ok_3", "ok_4", "ok_5", "ok_6"]}))
+
+
+@pytest.fixture
+def planned(sweep, tmp_path):
+    planned = plan_sweep(sweep, fake_fit.resolve, tmp_path)
+    for item in planned:
+        item.run.run_dir.mkdir(parents=True)
+    claim_path(planned[0]).parent.mkdir()
+    return planned
+
+
+def write_result(planned, **values):
+    (planned.run.run_dir / "result.json").write_text(json.dumps(values))
+
+
+def test_every_state(sweep, planned, tmp_path):
+    done, running, diverged, failed, crashed, _ = planned
+    write_result(done, status="done", top1=0.5, samples_seen=100, wall_seconds=9.5, reason=None)
+    running_claim = Claim.take(claim_path(running))
+    row = {"data/samples_seen": 40, "time/wall_seconds": 1.5}
+    (running.run.run_dir / "metrics.jsonl").write_text('{"data/samples_seen": 20}\n' + json.dumps(row) + '\n{"data/s')
+    write_result(diverged, status="diverged", top1=None, samples_seen=30, wall_seconds=2.0, reason="loss is NaN")
+    write_result(failed, status="failed", top1=None, reason="out of memory")
+    crash_claim = Claim.take(claim_path(crashed))
+    crash_claim.record(Attempts(1, "killed by SIGKILL"))
+    crash_claim.release()
+    other = tmp_path / "demo" / "f00"
+    other.mkdir()
+    (other / "experiment.yaml").touch()
+
+    rows = sweep_status(sweep, fake_fit.resolve, tmp_path)
+    running_claim.release()
+    assert [list(row) for row in rows] == [KEYS] * 7
+    assert [row["state"] for row in rows] == ["done", "running", "diverged", "failed", "failed", "waiting", "other"]
+    assert [row["samples_seen"] for row in rows] == [100, 40, 30, 0, 0, 0, 0]
+    assert [row["seconds"] for row in rows] == [9.5, 1.5, 2.0, None, None, None, None]
+    assert [row["top1"] for row in rows] == [0.5] + [None] * 6
+    reasons = [None, None, "loss is NaN", "out of memory", "killed by SIGKILL", None, None]
+    assert [row["reason"] for row in rows] == reasons
+    assert [row["cell"] for row in rows] == [0, 1, 2, 3, 4, 5, None]
+    assert [row["params"] for row in rows] == [1000, 2000, 3000, 4000, 5000, 6000, None]
+    assert rows[0]["parameters"] == {"model.arch": "ok_1"}
+    assert rows[2]["train_flops"] == 60 * 3 * 100
+    assert (rows[6]["run_id"], rows[6]["run_dir"]) == ("f00", str(other))
+
+
+def test_looking_frees_and_takes_no_claim(sweep, planned, tmp_path):
+    claim = Claim.take(claim_path(planned[0]))
+    for _ in range(2):
+        assert sweep_status(sweep, fake_fit.resolve, tmp_path)[0]["state"] == "running"
+    assert Claim.take(claim_path(planned[0])) is None
+    claim.release()
+    assert sweep_status(sweep, fake_fit.resolve, tmp_path)[0]["state"] == "waiting"
+    assert not claim_path(planned[1]).exists()
+
+
+def test_a_failed_cell_that_was_started_again_and_stopped_is_waiting(sweep, planned, tmp_path):
+    claim = Claim.take(claim_path(planned[0]))
+    claim.record(Attempts(1, "killed by SIGKILL"))
+    claim.record(Attempts(1))
+    claim.release()
+    assert sweep_status(sweep, fake_fit.resolve, tmp_path)[0]["state"] == "waiting"
+
+
+def test_an_unreadable_result_is_a_failure_that_names_the_file(sweep, planned, tmp_path):
+    path = planned[0].run.run_dir / "result.json"
+    path.write_text("[1, 2]")
+    row = sweep_status(sweep, fake_fit.resolve, tmp_path)[0]
+    assert row["state"] == "failed"
+    assert row["reason"].startswith(f"{path} is no result (TypeError: ")
+
+
+def test_a_directory_that_is_not_there_has_waiting_cells_only(sweep, tmp_path):
+    rows = sweep_status(sweep, fake_fit.resolve, tmp_path / "absent")
+    assert {row["state"] for row in rows} == {"waiting"}
+    assert not (tmp_path / "absent").exists()

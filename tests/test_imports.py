@@ -1,0 +1,79 @@
+"""Which module may import which: `models, cost, data -> training -> sweep -> cli`, and `analysis` on the side."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vitlight
+
+PACKAGE = Path(vitlight.__file__).parent
+# Each part, and the parts it may import. `data` stands below `training` and beside `models`.
+ALLOWED = {
+    "errors": set(),
+    "models": {"errors"},
+    "cost": {"errors", "models"},
+    "data": {"errors"},
+    "training": {"errors", "models", "cost", "data"},
+    "sweep": {"errors", "models", "cost", "data", "training"},
+    "analysis": {"errors", "models"},
+    "cli": {"errors", "models", "cost", "data", "training", "sweep", "analysis"},
+    "__main__": {"cli"},
+    "__init__": {"errors", "models", "cost", "data", "training", "sweep", "analysis"},
+}
+# Third-party packages that a part must do without, so that it can be used without them.
+FORBIDDEN = {
+    "models": {"lightning", "wandb", "webdataset", "fvcore", "pandas"},
+    "cost": {"lightning", "wandb", "webdataset", "pandas"},
+    "analysis": {"lightning", "wandb", "webdataset"},
+    "sweep": {"lightning", "wandb", "webdataset"},
+}
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    """Full names of all modules imported anywhere in a file, type-checking blocks included."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_one_way(path):
+    part = part_of(path)
+    names = imported(path)
+    ours = {name.split(".")[1] for name in names if name.startswith("vitlight.")} - {"__version__"}
+    assert ours <= ALLOWED[part] | {part}
+    theirs = {name.split(".")[0] for name in names}
+    assert not theirs & FORBIDDEN.get(part, set())
+    assert "torchvision" not in theirs
+
+
+def test_every_part_is_known():
+    assert {part_of(path) for path in MODULES} <= set(ALLOWED)
+    assert not (PACKAGE / "utils.py").exists()
+
+
+@pytest.mark.parametrize("command", [["--help"], ["sweep", "--help"], ["data", "--help"], ["report", "--help"]])
+def test_light_commands_import_nothing_heavy(command):
+    code = (
+        "import sys; from vitlight.cli import main\n"
+        f"try: main({command!r})\n"
+        "except SystemExit as stop: assert stop.code == 0\n"
+        "print(sorted({'torch', 'lightning', 'pandas', 'numpy', 'wandb', 'rich', 'yaml'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

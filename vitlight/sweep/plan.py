@@ -1,0 +1,100 @@
+"""Every cell of a sweep, validated before any of them runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitlight.errors import InputError
+from vitlight.sweep.space import Cell, Sweep
+
+if TYPE_CHECKING:
+    from vitlight.training.experiment import ResolvedRun
+
+__all__ = ["PlannedCell", "Resolve", "plan_sweep", "sweep_directory"]
+
+Resolve = Callable[[Sequence[str]], "ResolvedRun"]
+Track = Callable[[Sequence[Cell]], Iterable[Cell]]
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """A cell, the complete arguments that start it, and the run that they resolve to."""
+
+    cell: Cell
+    args: tuple[str, ...]  # the cell's, with --run.name and --run.root where the cell doesn't set them
+    run: ResolvedRun
+
+
+def plan_sweep(
+    sweep: Sweep, resolve: Resolve | None = None, root: Path | None = None, track: Track = iter
+) -> list[PlannedCell]:
+    """The cells in grid order. `resolve`: the experiment layer's by default. `track` may show progress over the cells.
+
+    InputError, before anything is started: cells that don't resolve (all of them counted and numbered, the first with
+    its parameters and reason), two cells that are the same run, cells that lie in different directories.
+    """
+    if resolve is None:
+        from vitlight.training.experiment import resolve_run
+
+        resolve = resolve_run
+    planned: list[PlannedCell] = []
+    reasons: dict[int, str] = {}
+    cells = sweep.cells()
+    for cell in track(cells):
+        args = _complete_args(sweep, cell, root)
+        try:
+            planned.append(PlannedCell(cell, args, resolve(args)))
+        except InputError as error:
+            reasons[cell.index] = str(error)
+    if reasons:
+        first, reason = next(iter(reasons.items()))
+        raise InputError(
+            f"{sweep.path}: {len(reasons)} of {len(cells)} cells are invalid ({_ranges(list(reasons))}); "
+            f"cell {first} ({cells[first].label}): {reason}"
+        )
+    _check_distinct(sweep, planned)
+    return planned
+
+
+def sweep_directory(planned: Sequence[PlannedCell]) -> Path:
+    """The directory that holds every run of the sweep: `<root>/<name>`."""
+    return planned[0].run.run_dir.parent
+
+
+def _complete_args(sweep: Sweep, cell: Cell, root: Path | None) -> tuple[str, ...]:
+    defaults = {"--run.name": sweep.name} | ({"--run.root": str(root)} if root is not None else {})
+    given = {arg.partition("=")[0] for arg in cell.args}
+    return cell.args + tuple(f"{flag}={value}" for flag, value in defaults.items() if flag not in given)
+
+
+def _check_distinct(sweep: Sweep, planned: Sequence[PlannedCell]) -> None:
+    by_run_id: dict[str, PlannedCell] = {}
+    for item in planned:
+        other = by_run_id.setdefault(item.run.run_id, item)
+        if other is not item:
+            differing = [name for name, value in item.cell.parameters.items() if other.cell.parameters[name] != value]
+            raise InputError(
+                f"{sweep.path}: cells {other.cell.index} ({other.cell.label}) and {item.cell.index} "
+                f"({item.cell.label}) are the same run {item.run.run_id}: {', '.join(differing)} changes "
+                "nothing there; keep one of its values"
+            )
+        if item.run.run_dir.parent != planned[0].run.run_dir.parent:
+            raise InputError(
+                f"{sweep.path}: cells 0 and {item.cell.index} lie in {planned[0].run.run_dir.parent} and "
+                f"{item.run.run_dir.parent}; a sweep has one directory: "
+                "take run.name and run.root out of its parameters"
+            )
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers as text: [0, 1, 2, 5] -> "0-2, 5"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
