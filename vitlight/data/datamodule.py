@@ -31,7 +31,14 @@ class ImageBatches(Dataset[Batch]):
     """
 
     def __init__(
-        self, index: ShardIndex, *, size: int, channels: int, seed: int, augmentation: CropAndFlip | None, eval_crop: float
+        self,
+        index: ShardIndex,
+        *,
+        size: int,
+        channels: int,
+        seed: int,
+        augmentation: CropAndFlip | None,
+        eval_crop: float,
     ) -> None:
         self.index = index
         self.store = LocalStore(index.shards)
