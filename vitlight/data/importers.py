@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vitlight.data.columns import key_hash
 from vitlight.data.decode import DecodeError, decode_image
-from vitlight.data.index import ShardIndex, key_hash
+from vitlight.data.index import ShardIndex
 from vitlight.data.shards import SAMPLES_PER_SHARD, Sample, unfinished, write_shards
 from vitlight.data.tar import IMAGE_EXTENSIONS
 from vitlight.errors import InputError

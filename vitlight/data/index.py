@@ -1,8 +1,9 @@
 """The index of a set of tar shards: where every image lies, its class and its key, in memory-mapped columns.
 
-An index is a folder `<index_dir>/<fingerprint>/` of `.npy` columns and `meta.json`, where the fingerprint hashes the shards' names,
-sizes and modification times. So an index is found only by the very shards it was made from; several sets of shards (all of a
-folder, the first ten of it) can have theirs side by side; and, since the folder is written beside and renamed, it is whole or absent.
+An index is a folder `<index_dir>/<fingerprint>/` of `.npy` columns and `meta.json`, where the fingerprint hashes the
+shards' names, sizes and modification times. So an index is found only by the very shards it was made from; several sets
+of shards (all of a folder, the first ten of it) can have theirs side by side; and, since the folder is written beside and
+renamed, it is whole or absent.
 
 A sample takes 28 bytes, and 8 more beside the bytes of its key.
 """
@@ -12,23 +13,23 @@ import glob
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-from braceexpand import braceexpand
+from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
 
+from vitlight.data.columns import columns_digest, flush, open_columns, read_key, write_columns
 from vitlight.data.progress import progress
-from vitlight.data.tar import SAMPLE_DTYPES, ScannedShard, scan_shard
+from vitlight.data.tar import ScannedShard, scan_shard
 from vitlight.errors import InputError
 
 __all__ = ["CLASS_NAMES_FILE", "UNFINISHED_FILE", "ShardIndex", "build_index", "load_index", "resolve_shards"]
@@ -37,15 +38,6 @@ CLASS_NAMES_FILE = "classes.txt"  # beside the shards or in index_dir: line i na
 UNFINISHED_FILE = ".unfinished"  # beside shards whose writer has not come to its end
 
 _FORMAT = 1
-_COLUMN_DTYPES = {
-    "shard": np.uint32,
-    **SAMPLE_DTYPES,
-    "key_hash": np.uint64,
-    "key_offset": np.uint64,
-    "key_bytes": np.uint8,
-}
-_DIGESTED = ("shard", "offset", "size", "label", "key_hash")
-_CHUNK_ROWS = 1 << 20
 _SHARDS_PER_PROCESS = 64
 _STALE_SECONDS = 24 * 3600
 
@@ -80,15 +72,15 @@ class ShardIndex:
 
     def key(self, i: int) -> str:
         """The key of sample i, folders included, as webdataset's `__key__`."""
-        begin, end = int(self.key_offset[i]), int(self.key_offset[i + 1])
+        begin, end = self.key_offset[i : i + 2].tolist()
         return self.key_bytes[begin:end].tobytes().decode(errors="surrogateescape")
 
 
 def load_index(source: str | Path, index_dir: Path | None = None, *, num_processes: int | None = None) -> ShardIndex:
     """The index of the shards that `source` names, built first where there is none for these very files.
 
-    `source`: a folder of tars, a brace pattern (`x-{000000..000012}.tar`), a glob, or one tar. `index_dir` is by default `index/`
-    beside the first shard. Raises InputError as `build_index` does, and where `source` names no tar.
+    `source`: a folder of tars, a brace pattern (`x-{000000..000012}.tar`), a glob, or one tar. `index_dir` is by default
+    `index/` beside the first shard. Raises InputError as `build_index` does, and where `source` names no tar.
     """
     shards = resolve_shards(source)
     index_dir = index_dir or shards[0].parent / "index"
@@ -103,8 +95,9 @@ def build_index(
 ) -> ShardIndex:
     """Indexes the shards in one pass over their headers and labels, and writes the index under `index_dir`.
 
-    Safe to run twice at once. `num_processes`: by default one process, this one, for each 64 shards, up to the number of cores.
-    Raises InputError for what `scan_shard` raises it for, a key that comes twice, a label with no class name, and no sample at all.
+    Safe to run twice at once. `num_processes`: by default one for each 64 shards, up to the number of cores; one is this
+    process itself, more are spawned. Raises InputError for what `scan_shard` raises it for, a key that comes twice, a
+    label with no class name, and no sample at all.
     """
     shards = tuple(Path(shard) for shard in shards)
     entries = _stat_shards(shards)
@@ -115,32 +108,41 @@ def build_index(
         index_dir.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=".building-", dir=index_dir))
     except OSError as error:
-        raise InputError(f"{index_dir}: can't write the index here ({error.strerror}); set index_dir to another folder") from error
+        raise InputError(
+            f"{index_dir}: can't write the index here ({error.strerror}); set index_dir to another folder"
+        ) from error
     try:
         beside.chmod(0o755)
         with contextlib.closing(_scan_all(shards, check_images, num_processes)) as scans:
-            _write_columns(beside, scans)
-        columns = _open_columns(beside)
+            write_columns(beside, scans)
+        columns = open_columns(beside)
         _check_keys_differ(columns, shards)
         num_samples = len(columns["label"])
         if num_samples == 0:
-            raise InputError(f"{_described(shards)}: no sample in any of {len(shards)} shards")
-        class_names = _read_class_names(shards, index_dir)
+            raise InputError(
+                f"{shards[0]}: no sample in {'this shard' if len(shards) == 1 else f'any of {len(shards)} shards'}"
+            )
         num_labels = 1 + int(columns["label"].max())
+        class_names = _read_class_names(shards, index_dir)
         if class_names is not None and num_labels > len(class_names):
             i = int(np.argmax(columns["label"]))
+            sample = f"{shards[columns['shard'][i]]}: sample {_key(columns, i)!r}"
             raise InputError(
-                f"{shards[columns['shard'][i]]}: sample {_key(columns, i)!r} has label {num_labels - 1}, "
-                f"but {CLASS_NAMES_FILE} names {len(class_names)} classes"
+                f"{sample} has label {num_labels - 1}, but {CLASS_NAMES_FILE} names {len(class_names)} classes"
             )
-        meta = {"format": _FORMAT, "num_samples": num_samples, "num_labels": num_labels, "digest": _digest(columns), "shards": entries}
+        meta = {
+            "num_samples": num_samples,
+            "num_labels": num_labels,
+            "digest": columns_digest(columns),
+            "shards": entries,
+        }
         with (beside / "meta.json").open("w", encoding="utf-8") as file:
             json.dump(meta, file, indent=1)
-            _flush(file)
+            flush(file)
         del columns
         if folder.exists() and _open(folder, shards, index_dir) is None:
             shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.suppress(FileExistsError, OSError):  # another process was first, with the same content
+        with contextlib.suppress(OSError):  # another process was first, with the same content
             beside.rename(folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
@@ -152,26 +154,35 @@ def build_index(
 
 
 def resolve_shards(source: str | Path) -> tuple[Path, ...]:
-    """The tars that `source` names (see load_index): a folder and a glob in the order of their names, a brace pattern in its own."""
+    """The tars that `source` names, as in load_index; those of a folder and of a glob in the order of their names."""
     text = str(source)
     path = Path(text)
     if path.is_dir():
-        if (path / UNFINISHED_FILE).exists():
-            raise InputError(f"{path}: the writing of these shards was cut off; run it again")
+        _check_finished([path])
         found = sorted(path.glob("*.tar"))
         if not found:
             inside = sorted(str(tar.parent) for tar in path.glob("*/*.tar"))
             hint = f"; did you mean {' or '.join(dict.fromkeys(inside))}?" if inside else ""
             raise InputError(f"{path}: no *.tar in this folder{hint}")
     elif "{" in text and not path.exists():
-        found = [Path(each) for each in braceexpand(text)]
+        try:
+            found = [Path(each) for each in braceexpand(text)]
+        except UnbalancedBracesError as error:
+            raise InputError(f"{text}: the braces of this pattern don't match") from error
     elif any(mark in text for mark in "*?[") and not path.exists():
-        found = sorted(Path(each) for each in glob.glob(text, recursive=True))  # noqa: PTH207: absolute globs too
+        found = sorted(Path(each) for each in glob.glob(text, recursive=True))  # noqa: PTH207 (Path.glob takes no absolute pattern)
         if not found:
             raise InputError(f"{text}: no file matches this pattern")
     else:
         found = [path]
+    _check_finished({shard.parent for shard in found})
     return tuple(found)
+
+
+def _check_finished(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        if (folder / UNFINISHED_FILE).exists():
+            raise InputError(f"{folder}: the writing of these shards was cut off; write them again")
 
 
 def _stat_shards(shards: Sequence[Path]) -> list[dict[str, Any]]:
@@ -192,7 +203,7 @@ def _fingerprint(entries: list[dict[str, Any]]) -> str:
     return hashlib.blake2b(json.dumps([_FORMAT, entries]).encode(), digest_size=8).hexdigest()
 
 
-def _scan_all(shards: tuple[Path, ...], check_images: bool, num_processes: int) -> Iterator[ScannedShard]:
+def _scan_all(shards: tuple[Path, ...], check_images: bool, num_processes: int) -> Generator[ScannedShard]:
     """A scan of every shard, in order. The processes are spawned; at most two scans a process wait in memory."""
     scan = partial(scan_shard, check_images=check_images)
     with progress("Indexing", len(shards), "shards") as advance:
@@ -213,82 +224,14 @@ def _scan_all(shards: tuple[Path, ...], check_images: bool, num_processes: int) 
                 pool.shutdown(cancel_futures=True)
 
 
-def _write_columns(folder: Path, scans: Iterator[ScannedShard]) -> None:
-    """Appends each shard's rows to one .npy file a column, so that memory holds one shard's rows at a time."""
-    with contextlib.ExitStack() as stack:
-        columns = {name: stack.enter_context(_Column(folder / f"{name}.npy", np.dtype(t))) for name, t in _COLUMN_DTYPES.items()}
-        key_end = 0
-        columns["key_offset"].append(np.zeros(1))
-        for i, scan in enumerate(scans):
-            for name, values in scan.columns.items():
-                columns[name].append(values)
-            columns["shard"].append(np.full(len(scan.keys), i))
-            columns["key_hash"].append(np.array([key_hash(key) for key in scan.keys], dtype=np.uint64))
-            ends = key_end + np.cumsum([len(key) for key in scan.keys], dtype=np.uint64)
-            columns["key_offset"].append(ends)
-            columns["key_bytes"].append(np.frombuffer(b"".join(scan.keys), np.uint8))
-            key_end = int(ends[-1]) if len(ends) else key_end
-
-
-def key_hash(key: bytes) -> int:
-    """blake2b of the key, 8 bytes, little-endian: what subsets, the validation split and augmentation are drawn by."""
-    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
-
-
-class _Column:
-    """A one-dimensional .npy file that grows: numpy leaves room in the header for the length, filled in at the end."""
-
-    def __init__(self, path: Path, dtype: np.dtype) -> None:
-        self.file: BinaryIO = path.open("wb")
-        self.dtype = dtype.newbyteorder("<")
-        self.length = 0
-
-    def __enter__(self) -> "_Column":
-        self._write_header()
-        self.begin = self.file.tell()
-        return self
-
-    def append(self, values: np.ndarray) -> None:
-        self.length += len(values)
-        self.file.write(np.ascontiguousarray(values, self.dtype).data)
-
-    def __exit__(self, *_: object) -> None:
-        self.file.seek(0)
-        self._write_header()
-        assert self.file.tell() == self.begin, "the .npy header grew"
-        _flush(self.file)
-        self.file.close()
-
-    def _write_header(self) -> None:
-        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (self.length,)}
-        np.lib.format.write_array_header_1_0(self.file, header)
-
-
-def _flush(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _open_columns(folder: Path) -> dict[str, np.ndarray]:
-    columns = {}
-    for name in _COLUMN_DTYPES:
-        path = folder / f"{name}.npy"
-        try:
-            columns[name] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except ValueError:  # nothing can be mapped of a column of length 0
-            columns[name] = np.load(path, allow_pickle=False)
-    return columns
-
-
 def _open(folder: Path, shards: tuple[Path, ...], index_dir: Path) -> ShardIndex | None:
-    """The index in this folder, or None where there is none, or one whose files are not of the length they were written with."""
+    """The index in this folder, or None where there is none that is whole."""
     try:
         meta = json.loads((folder / "meta.json").read_bytes())
-        columns = _open_columns(folder)
-    except (OSError, ValueError):
+        columns = open_columns(folder)
+    except (OSError, ValueError, EOFError):
         return None
-    num_samples = meta["num_samples"]
-    if any(len(columns[name]) != num_samples for name in _DIGESTED) or len(columns["key_offset"]) != num_samples + 1:
+    if len(columns["label"]) != meta["num_samples"]:
         return None
     class_names = _read_class_names(shards, index_dir)
     num_classes = len(class_names) if class_names is not None else meta["num_labels"]
@@ -302,19 +245,8 @@ def _read_class_names(shards: tuple[Path, ...], index_dir: Path) -> tuple[str, .
     return None
 
 
-def _digest(columns: dict[str, np.ndarray]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for name in _DIGESTED:
-        column = columns[name]
-        digest.update(f"{name} {column.dtype.str} {len(column)};".encode())
-        for begin in range(0, len(column), _CHUNK_ROWS):
-            digest.update(np.ascontiguousarray(column[begin : begin + _CHUNK_ROWS]))
-    return digest.hexdigest()
-
-
 def _key(columns: dict[str, np.ndarray], i: int) -> str:
-    begin, end = columns["key_offset"][i : i + 2].tolist()
-    return columns["key_bytes"][begin:end].tobytes().decode(errors="backslashreplace")
+    return read_key(columns, i).decode(errors="backslashreplace")
 
 
 def _check_keys_differ(columns: dict[str, np.ndarray], shards: tuple[Path, ...]) -> None:
@@ -344,7 +276,3 @@ def _remove_stale(index_dir: Path, entries: list[dict[str, Any]]) -> None:
         with contextlib.suppress(OSError):
             if time.time() - beside.stat().st_mtime > _STALE_SECONDS:
                 shutil.rmtree(beside, ignore_errors=True)
-
-
-def _described(shards: tuple[Path, ...]) -> str:
-    return str(shards[0]) if len(shards) == 1 else f"{shards[0]} to {shards[-1].name}"

@@ -1,11 +1,10 @@
 """Writes WebDataset tar shards; the index of any tar shards, ours or another's, is in `vitlight.data.index`.
 
-A shard holds, for each sample, the part `KEY.cls` (its class as text) and the part `KEY.jpg` or `KEY.png` and so on. Equal samples give
-equal bytes: times, owners and modes are fixed.
+A shard holds, for each sample, the part `KEY.cls` (its class as text) and the part `KEY.jpg` or `KEY.png` and so on.
+Equal samples give equal bytes: times, owners and modes are fixed.
 """
 
 import itertools
-import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from vitlight.data.columns import flush
 from vitlight.data.index import CLASS_NAMES_FILE, UNFINISHED_FILE, ShardIndex, build_index, load_index
 from vitlight.data.progress import progress
 from vitlight.data.tar import IMAGE_EXTENSIONS
@@ -26,7 +26,7 @@ _KEY = re.compile(r"(?!__)(?:[^\0]*/)?[^./\0]+")
 
 @dataclass(frozen=True)
 class Sample:
-    """One image to be written: `image` is the encoded file, `extension` its kind (`jpg`, `png`, ...), `label` its class from 0."""
+    """One image to be written: the encoded file, its kind (`jpg`, `png`, ...), and its class, from 0."""
 
     key: str
     image: bytes
@@ -63,16 +63,15 @@ def write_shards(
             advance(len(chunk))
         if not shards:
             raise InputError(f"{folder}: there is no sample to write")
-        index = build_index(shards, folder / "index")
-    return index
+        return build_index(shards, folder / "index")
 
 
 @contextmanager
 def unfinished(folder: Path, overwrite: bool = False) -> Iterator[None]:
     """Makes `folder`, empty but for a mark that is taken away when the block ends well.
 
-    A folder that carries the mark was left by a torn try and is emptied; with `overwrite` also one that was finished. Only what
-    this package writes is removed: shards, indexes, class names, and folders of these. Anything else raises InputError.
+    A folder that carries the mark was left by a torn try and is emptied; with `overwrite` also one that was finished. Only
+    what this package writes is removed: shards, indexes, class names, and folders of these; anything else: InputError.
     """
     mark = folder / UNFINISHED_FILE
     if folder.exists() and not folder.is_dir():
@@ -82,7 +81,9 @@ def unfinished(folder: Path, overwrite: bool = False) -> Iterator[None]:
             raise InputError(f"{folder}: not empty; choose another destination, or overwrite")
         foreign = [path for path in _all_files(folder) if not _is_ours(path.relative_to(folder))]
         if foreign:
-            raise InputError(f"{folder}: holds {foreign[0].relative_to(folder)}, which vitlight did not write; choose another destination")
+            raise InputError(
+                f"{folder}: holds {foreign[0].relative_to(folder)}, which vitlight did not write; choose another destination"
+            )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         mark.touch()
@@ -130,13 +131,16 @@ def _write_shard(samples: Sequence[Sample], path: Path) -> None:
             for sample in samples:
                 _check_sample(sample)
                 writer.write({"__key__": sample.key, "cls": str(sample.label).encode(), sample.extension: sample.image})
-        file.flush()
-        os.fsync(file.fileno())
+        flush(file)
     beside.rename(path)
 
 
 def _check_sample(sample: Sample) -> None:
     if not _KEY.fullmatch(sample.key):
-        raise InputError(f"key {sample.key!r}: a key's last component has no dot and isn't empty, and a key doesn't begin with __")
+        raise InputError(
+            f"key {sample.key!r}: a key's last component has no dot and isn't empty, and a key doesn't begin with __"
+        )
     if sample.extension not in IMAGE_EXTENSIONS:
-        raise InputError(f"sample {sample.key!r}: extension {sample.extension!r} is none of {', '.join(sorted(IMAGE_EXTENSIONS))}")
+        raise InputError(
+            f"sample {sample.key!r}: extension {sample.extension!r} is none of {', '.join(sorted(IMAGE_EXTENSIONS))}"
+        )

@@ -1,8 +1,7 @@
 """Reads the headers of a tar and says where every sample's image lies; seeks over the images themselves.
 
-Ustar, GNU and PAX names are understood. A sample is a run of neighbouring parts with equal key, where the key is the path
-up to the first dot of its last component, as webdataset has it: `a.b/cat.jpg` has key `a.b/cat` and extension `jpg`.
-Python's own tarfile takes 25 us a member, this 5 us: at 300 million samples that is four hours against one.
+Ustar, GNU and PAX names are understood. A sample is a run of neighbouring parts with equal key, where the key is the
+path up to the first dot of its last component, as webdataset has it: `a.b/cat.jpg` has key `a.b/cat`, extension `jpg`.
 """
 
 import io
@@ -25,7 +24,7 @@ SAMPLE_DTYPES = {"offset": np.uint64, "size": np.uint32, "label": np.int32}
 _BLOCK = 512
 _HEAD_BYTES = 4096  # holds the size of most images; where it does not (a long EXIF part), all of the image is read
 _MAX_CLS_BYTES = 64
-_REGULAR = b"\0" b"07"
+_REGULAR = (b"0", b"\0", b"7")
 _SKIPPED_NAME = re.compile(rb"__[^/]*__($|/)")  # webdataset's metadata
 _KEY_AND_EXTENSION = re.compile(rb"^((?:.*/|)[^.]+)[.]([^/]*)$", re.DOTALL)
 
@@ -49,9 +48,9 @@ class ScannedShard:
 def scan_shard(path: Path, check_images: bool = True) -> ScannedShard:
     """All samples of one tar, in its order.
 
-    Raises InputError, naming the shard and the key, where the tar is missing, unreadable or cut off, where a sample lacks its
-    image or label or has two images, and where a label is no integer in [0, 2^31). With `check_images` also where the first
-    bytes of an image are not those of an image.
+    Raises InputError, naming the shard and the key, where the tar is missing, unreadable or cut off, where a sample lacks
+    its image or label or has two images, and where a label is no integer in [0, 2^31). With `check_images` also where
+    the first bytes of an image are not those of an image.
     """
     rows: list[tuple[int, int, int]] = []
     keys: list[bytes] = []
@@ -68,7 +67,9 @@ def scan_shard(path: Path, check_images: bool = True) -> ScannedShard:
     except OSError as error:
         raise InputError(f"{path}: can't read this shard: {error.strerror or error}") from error
     table = np.array(rows, dtype=np.uint64).reshape(-1, 3)
-    return ScannedShard({name: table[:, i].astype(dtype) for i, (name, dtype) in enumerate(SAMPLE_DTYPES.items())}, keys)
+    return ScannedShard(
+        {name: table[:, i].astype(dtype) for i, (name, dtype) in enumerate(SAMPLE_DTYPES.items())}, keys
+    )
 
 
 def _samples(members: Iterator[Member]) -> Iterator[tuple[bytes, dict[bytes, Member]]]:
@@ -115,7 +116,9 @@ def _read_label(file: BinaryIO, parts: dict[bytes, Member], where: str) -> int:
         text = json.dumps(fields["label"])
         label = fields["label"] if type(fields["label"]) is int else None
     else:
-        raise InputError(f"{where} has no label; a sample has a part .cls (an integer as text) or .json with field 'label'")
+        raise InputError(
+            f"{where} has no label; a sample has a part .cls (an integer as text) or .json with field 'label'"
+        )
     if label is None or not 0 <= label < 1 << 31:
         raise InputError(f"{where} has label {text[:_MAX_CLS_BYTES]!r}; a label is an integer from 0 to 2^31 - 1")
     return label
@@ -173,19 +176,25 @@ def _members(file: BinaryIO, path: Path) -> Iterator[Member]:
         offset = position + _BLOCK
         position = offset + -(-size // _BLOCK) * _BLOCK
         if offset + size > file_size:
-            named = next_name or _name(header)
-            raise InputError(f"{path}: the tar is cut off in {named.decode(errors='backslashreplace')!r}: its {size} bytes end after byte {file_size}")
+            named = (next_name or _name(header)).decode(errors="backslashreplace")
+            raise InputError(
+                f"{path}: the tar is cut off in {named!r}, which ends at byte {offset + size} of {file_size}"
+            )
         if kind == b"L":
             next_name = _read(file, offset, size).rstrip(b"\0")
         elif kind == b"x":
-            fields = _pax_fields(_read(file, offset, size))
+            try:
+                fields = _pax_fields(_read(file, offset, size))
+                next_size = int(fields[b"size"]) if b"size" in fields else next_size
+            except ValueError as error:
+                raise InputError(f"{path}: can't read the extended header at byte {offset}") from error
             next_name = fields.get(b"path", next_name)
-            next_size = int(fields[b"size"]) if b"size" in fields else next_size
         elif kind not in b"gK":
             name = next_name or _name(header)
             next_name = next_size = None
             if kind == b"S":
-                raise InputError(f"{path}: {name.decode(errors='backslashreplace')!r} is a sparse file; write the tar without them")
+                named = name.decode(errors="backslashreplace")
+                raise InputError(f"{path}: {named!r} is a sparse file; write the tar without them")
             if kind in _REGULAR and not name.endswith(b"/"):
                 yield Member(name, offset, size)
 
