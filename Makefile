@@ -1,15 +1,15 @@
 # The two commands of the README; everything they need is installed into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
-# Torch and its neighbours start a thread for each core and process; a sweep runs several processes.
-export TOKENIZERS_PARALLELISM = false
 
 .PHONY: quickstart test lint install install-dev clean
 
-quickstart: install  ## a small real sweep on generated images, and its report
-	$(BIN)/vitlight data synth data/synthetic --config experiments/synthetic_32px.yaml
+quickstart: data/quickstart/test/index  ## a small real sweep on generated images, and its report
 	$(BIN)/vitlight sweep run sweeps/quickstart.yaml --jobs 2
 	$(BIN)/vitlight report runs/quickstart
+
+data/quickstart/test/index: | install
+	$(BIN)/vitlight data synth data/quickstart --num-train 10_000 --num-test 2_000
 
 test: install-dev lint  ## lint, types, tests
 	$(BIN)/python -m pytest -n auto

@@ -50,7 +50,7 @@ def test_residual_branches_start_at_zero_unless_told() -> None:
 def test_bottleneck_strides_in_its_3x3() -> None:
     model = on_meta("resnet50")
     assert isinstance(model, ResNet)
-    first = model.stages[1][0]  # type: ignore[index]
+    first = model.stages[1][0]
     assert [conv.stride for conv in first.convs] == [(1, 1), (2, 2), (1, 1)]
 
 
@@ -76,5 +76,5 @@ def test_small_stem_and_grids() -> None:
 def test_imagenet_stem_and_grids() -> None:
     with torch.device("meta"):
         for arch, width in (("resnet18", 512), ("bit_r50x2", 4096)):
-            features = build_model(arch).features(torch.empty(1, 3, 224, 224))  # type: ignore[operator]
+            features = build_model(arch).features(torch.empty(1, 3, 224, 224))
             assert features.shape == (1, width, 7, 7)

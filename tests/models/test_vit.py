@@ -9,7 +9,7 @@ from vitlight.models.vit import sincos2d
 
 def build(arch: str, **overrides: object) -> ViT:
     with torch.device("meta"):
-        model = build_model(arch, **overrides)  # type: ignore[arg-type]
+        model = build_model(arch, **overrides)
     assert isinstance(model, ViT)
     return model
 
@@ -55,8 +55,8 @@ def test_initialisation_follows_big_vision() -> None:
     assert model.posemb.std().item() == pytest.approx(192**-0.5, rel=0.05)
     assert not model.class_token.any()
     assert not model.head.weight.any()
-    qkv = model.blocks[0].attn.qkv.weight  # type: ignore[union-attr]
-    assert qkv.abs().max().item() == pytest.approx(math.sqrt(3 / 192), rel=0.01)  # type: ignore[union-attr, operator]
+    qkv = model.blocks[0].attn.qkv.weight
+    assert qkv.abs().max().item() == pytest.approx(math.sqrt(3 / 192), rel=0.01)
 
 
 def test_sincos2d_by_hand() -> None:
@@ -85,12 +85,12 @@ def test_pools_and_position_embeddings(pool: str, posemb: str) -> None:
 def test_without_positions_the_order_of_patches_does_not_matter() -> None:
     torch.manual_seed(0)
     model = build_model("vit_nano1", 10, 28).eval()
-    torch.nn.init.normal_(model.head.weight)  # type: ignore[union-attr, arg-type]
+    torch.nn.init.normal_(model.head.weight)
     images = torch.randn(2, 3, 28, 28)
     rolled = images.roll(4, dims=-1)  # by one patch
     with torch.no_grad():
         assert (model(images) - model(rolled)).abs().max() > 1e-3
-        model.posemb.zero_()  # type: ignore[union-attr, operator]
+        model.posemb.zero_()
         torch.testing.assert_close(model(images), model(rolled), rtol=1e-4, atol=1e-5)
 
 
