@@ -18,7 +18,7 @@ import math
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -159,7 +159,14 @@ class _ShapesOnly(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.macs = 0
+
+    def __enter__(self) -> Self:
         self._thread = ThreadPoolExecutor(1)
+        return super().__enter__()
+
+    def __exit__(self, *exception: Any) -> None:
+        self._thread.shutdown()  # no thread stays behind for a loader's worker processes to trip over
+        super().__exit__(*exception)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         key, has_meta = _signature((func, args, kwargs or {}))

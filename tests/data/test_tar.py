@@ -1,8 +1,10 @@
+import io
 import json
 import tarfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.data.tars import image_bytes, read_by_webdataset, write_tar
 from vitlight.data.tar import scan_shard
@@ -136,3 +138,23 @@ def test_what_is_no_tar(tmp_path):
     path.write_bytes(one[:1024] + b"\1" + one[1025:])
     with pytest.raises(InputError, match=r"s.tar: no tar header at byte 1024"):
         scan_shard(path)
+
+
+@pytest.mark.parametrize("form", ["png", "jpeg", "webp"])
+def test_a_cut_image_is_found_at_index_time(tmp_path, form):
+    buffer = io.BytesIO()
+    Image.effect_noise((40, 40), 90).convert("RGB").save(buffer, form)
+    whole = buffer.getvalue()
+    cut = whole[: len(whole) // 2]
+    members = [(f"a.{form}", whole), ("a.cls", b"0"), (f"folder/b.{form}", cut), ("folder/b.cls", b"1")]
+    shard = write_tar(tmp_path / "s.tar", members)
+    with pytest.raises(
+        InputError, match=rf"s\.tar: sample 'folder/b': .*{len(cut)} bytes\) (can't be decoded|is no image)"
+    ):
+        scan_shard(shard)
+    assert len(scan_shard(shard, check_images=False).keys) == 2
+
+
+def test_bytes_after_the_end_of_a_whole_image_are_no_damage(tmp_path):
+    longer = image_bytes(form="jpeg") + b"written by a camera"
+    assert rows(write_tar(tmp_path / "s.tar", [("a.jpg", longer), ("a.cls", b"0")])) == [("a", longer, 0)]

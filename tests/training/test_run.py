@@ -229,17 +229,17 @@ def test_a_diverged_run_says_so_and_has_no_accuracy(fit_args, capsys):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_cannot_be_decoded_stops_the_run_with_shard_and_key(fit_args, tmp_path, capsys, workers):
     good = tiny_sample(4, "train")
-    # The header is whole, so indexing can't see it: the data are cut.
-    samples = [good, Sample("folder/cut", good.image[:-60], good.extension, 1)]
-    write_shards(samples * 1, tmp_path / "bad")
+    # Whole at both ends, so indexing can't see it; what lies between is damaged.
+    damaged = good.image[:100] + bytes(40) + good.image[140:]
+    write_shards([good, Sample("folder/damaged", damaged, good.extension, 1)], tmp_path / "bad")
     args = [*fit_args, f"--data.train={tmp_path / 'bad'}", "--data.val_fraction=0", f"--data.num_workers={workers}"]
     assert main(args) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "image 'folder/cut' in shard" in error
+    assert "image 'folder/damaged' in shard" in error
     assert "shard-000000.tar can't be decoded" in error
     result = RunDirectory(resolve_run(args).run_dir).read_result()
     assert result["status"] == "failed"
-    assert "folder/cut" in result["reason"]
+    assert "folder/damaged" in result["reason"]
 
 
 def test_a_global_batch_that_ranks_do_not_divide_is_refused_before_training(fit_args, capsys):

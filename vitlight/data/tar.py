@@ -23,6 +23,7 @@ SAMPLE_DTYPES = {"offset": np.uint64, "size": np.uint32, "label": np.int32}
 
 _BLOCK = 512
 _HEAD_BYTES = 4096  # holds the size of most images; where it does not (a long EXIF part), all of the image is read
+_EDGE_BYTES = 64
 _MAX_CLS_BYTES = 64
 _REGULAR = (b"0", b"\0", b"7")
 _SKIPPED_NAME = re.compile(rb"__[^/]*__($|/)")  # webdataset's metadata
@@ -50,7 +51,8 @@ def scan_shard(path: Path, check_images: bool = True) -> ScannedShard:
 
     Raises InputError, naming the shard and the key, where the tar is missing, unreadable or cut off, where a sample lacks
     its image or label or has two images, and where a label is no integer in [0, 2^31). With `check_images` also where
-    the first bytes of an image are not those of an image.
+    the first bytes of an image are not those of an image, and where it is cut off: one whose last bytes are not those of
+    its kind is decoded to see.
     """
     rows: list[tuple[int, int, int]] = []
     keys: list[bytes] = []
@@ -135,6 +137,26 @@ def _check_image(file: BinaryIO, image: Member, where: str) -> None:
         except Exception:
             extension = image.name.rsplit(b".", 1)[-1].decode("latin-1")
             raise InputError(f"{where}: its .{extension} part ({image.size} bytes) is no image: {error}") from error
+    first = _read(file, image.offset, min(image.size, _EDGE_BYTES))
+    last = _read(file, image.offset + image.size - len(first), len(first))
+    if not _ends_as_it_began(first, last, image.size):
+        from vitlight.data.decode import DecodeError, decode_image
+
+        try:
+            decode_image(_read(file, image.offset, image.size))
+        except DecodeError as error:
+            raise InputError(f"{where}: its image ({image.size} bytes) can't be decoded: {error}") from error
+
+
+def _ends_as_it_began(first: bytes, last: bytes, size: int) -> bool:
+    """Whether the end of an image is that of a whole one of its kind; True for kinds that don't mark their end."""
+    if first.startswith(b"\xff\xd8"):
+        return last.rstrip(b"\0").endswith(b"\xff\xd9")
+    if first.startswith(b"\x89PNG"):
+        return last.endswith(b"IEND\xaeB`\x82")
+    if first.startswith(b"RIFF"):
+        return int.from_bytes(first[4:8], "little") + 8 <= size
+    return True
 
 
 def _read_image_header(data: bytes) -> None:
