@@ -1,4 +1,5 @@
 import hashlib
+import pickle
 import shutil
 import threading
 from pathlib import Path
@@ -206,3 +207,14 @@ def test_shards_whose_writing_was_cut_off(tmp_path):
     for source in (tmp_path, tmp_path / "s-0.tar", f"{tmp_path}/s-{{0..0}}.tar"):
         with pytest.raises(InputError, match="the writing of these shards was cut off"):
             resolve_shards(source)
+
+
+def test_a_worker_is_sent_the_name_of_the_index_and_not_its_columns(tmp_path):
+    index = build_index(write_shards_of(tmp_path, [150, 100]), tmp_path / "index")
+    sent = pickle.dumps(index)
+    assert len(sent) < 2_000
+    copy = pickle.loads(sent)
+    assert isinstance(copy.label, np.memmap)
+    assert copy.digest == index.digest
+    assert [copy.key(i) for i in range(250)] == [index.key(i) for i in range(250)]
+    assert columns(copy) == columns(index)

@@ -75,6 +75,20 @@ class ShardIndex:
         begin, end = self.key_offset[i : i + 2].tolist()
         return self.key_bytes[begin:end].tobytes().decode(errors="surrogateescape")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A loader's worker maps the same files; the columns themselves, gigabytes at scale, are not sent to it."""
+        assert isinstance(self.label, np.memmap) and self.label.filename is not None
+        folder = Path(self.label.filename).parent
+        return _reopen, (folder, self.shards, self.class_names, self.num_classes, self.digest)
+
+
+def _reopen(
+    folder: Path, shards: tuple[Path, ...], class_names: tuple[str, ...] | None, num_classes: int, digest: str
+) -> ShardIndex:
+    return ShardIndex(
+        shards=shards, class_names=class_names, num_classes=num_classes, digest=digest, **open_columns(folder)
+    )
+
 
 def load_index(source: str | Path, index_dir: Path | None = None, *, num_processes: int | None = None) -> ShardIndex:
     """The index of the shards that `source` names, built first where there is none for these very files.
