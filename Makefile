@@ -9,7 +9,7 @@ quickstart: data/quickstart/test/index  ## a small real sweep on generated image
 	$(BIN)/vitlight report runs/quickstart
 
 data/quickstart/test/index: | install
-	$(BIN)/vitlight data synth data/quickstart --num-train 10_000 --num-test 2_000
+	$(BIN)/vitlight data synth data/quickstart --num-train 10_000 --num-test 2_000 --difficulty 0.1
 
 test: install-dev lint  ## lint, types, tests
 	$(BIN)/python -m pytest -n auto
