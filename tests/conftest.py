@@ -2,12 +2,14 @@
 
 import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.browser import Browser, start_browser
 from vitlight.data.shards import Sample, write_shards
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,6 +37,11 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_shards((tiny_sample(i, "train") for i in range(200)), folder / "train", samples_per_shard=32)
     write_shards((tiny_sample(i, "test") for i in range(61)), folder / "test", samples_per_shard=25)
     return folder
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    yield from start_browser(tmp_path_factory.mktemp("profile"))
 
 
 @pytest.fixture

@@ -1,88 +1,13 @@
 """The report page in a real browser: it draws, filters, sorts, and asks for nothing."""
 
-import base64
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.analysis.fake_runs import result, write_grid, write_run
-from tests.requirements import require
+from tests.browser import CHART_KEYS, Browser
 from vitlight.analysis import pareto_front, write_report
-
-CHROMIUM, CHROMEDRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
-FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1280,900"),
-]
-CHART_KEYS = ["forward_flops", "params", "train_flops", "images"]
-
-
-class Browser:
-    """Headless Chromium through selenium, with its console and network logs."""
-
-    def __init__(self, profile: Path) -> None:
-        from selenium import webdriver
-
-        options = webdriver.ChromeOptions()
-        options.binary_location = str(CHROMIUM)
-        for flag in [*FLAGS, f"--user-data-dir={profile}"]:
-            options.add_argument(flag)
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-        self.driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(CHROMEDRIVER)))
-
-    def open(self, page: Path, width: int = 1280, scheme: str = "light") -> None:
-        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
-        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        features = [{"name": "prefers-color-scheme", "value": scheme}]
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-        self.driver.get("about:blank")
-        for log in ("browser", "performance"):
-            self.driver.get_log(log)  # reading empties it
-        self.driver.get(page.as_uri())
-
-    def run(self, script: str, *arguments: object) -> object:
-        return self.driver.execute_script(f"return {script}", *arguments)
-
-    def click(self, selector: str) -> None:
-        self.driver.find_element("css selector", selector).click()
-
-    def per_chart(self, selector: str) -> list[object]:
-        """How many elements of each chart match."""
-        return [
-            self.run("document.querySelectorAll(arguments[0]).length", f'figure[data-chart="{key}"] svg {selector}')
-            for key in CHART_KEYS
-        ]
-
-    def assert_quiet(self, page: Path) -> None:
-        """Nothing on the console, and no request but for the page itself."""
-        assert self.driver.get_log("browser") == []
-        messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
-        asked = {m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"}
-        assert asked <= {page.as_uri(), "data:,"}
-        assert [m for m in messages if m["method"] == "Network.loadingFailed"] == []
-
-    def keep_screenshot(self, name: str, folder: Path) -> None:
-        """The whole page as PNG into `folder`, or into VITLIGHT_ARTIFACTS where that is set."""
-        folder = Path(os.environ.get("VITLIGHT_ARTIFACTS", folder))
-        folder.mkdir(parents=True, exist_ok=True)
-        shot = self.driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
-        (folder / name).write_bytes(base64.b64decode(shot["data"]))
-        assert (folder / name).stat().st_size > 10_000
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    require(CHROMIUM.exists() and CHROMEDRIVER.exists(), "chromium and chromedriver")
-    try:
-        import selenium  # noqa: F401
-    except ImportError:
-        require(False, "selenium")
-    browser = Browser(tmp_path_factory.mktemp("profile"))
-    yield browser
-    browser.driver.quit()
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tests.conftest import fit_args
-from vitlight.analysis import load_runs
+from vitlight.analysis import load_runs, write_report
 from vitlight.cli import main
 
 
@@ -84,6 +84,15 @@ def test_the_finished_sweep_is_planned_shown_and_reported(sweep_file, capsys):
     assert report == sweep_file.parent / "runs" / "tiny" / "report" / "report.html"
     assert "vit_nano1" in report.read_text()
     assert (report.parent / "runs.csv").read_text().count("\n") == 5
+
+
+def test_the_report_of_a_real_sweep_draws_in_a_browser(sweep_file, browser, tmp_path):
+    report = write_report([sweep_file.parent / "runs" / "tiny"], tmp_path / "report")
+    browser.open(report)
+    assert browser.per_chart(".point") == [4] * 4
+    assert browser.per_chart('.point[data-family="vit"]') == [2] * 4
+    browser.keep_screenshot("report_real_sweep.png", tmp_path)
+    browser.assert_quiet(report)
 
 
 def test_an_impossible_cell_is_named_before_anything_runs(sweep_file, tmp_path, capsys):
