@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,6 +44,13 @@ class Browser:
 
     def run(self, script: str, *arguments: object) -> object:
         return self.driver.execute_script(f"return {script}", *arguments)
+
+    def wait(self, condition: str, seconds: float = 10.0) -> None:
+        """Until the condition holds; keys reach the page a moment after they are sent."""
+        deadline = time.monotonic() + seconds
+        while not self.run(condition):
+            assert time.monotonic() < deadline, condition
+            time.sleep(0.02)
 
     def click(self, selector: str) -> None:
         self.driver.find_element("css selector", selector).click()

@@ -129,10 +129,12 @@ def test_arrow_keys_step_through_points(browser: Browser, page: Path) -> None:
     browser.open(page)
     svg = browser.driver.find_element("css selector", 'figure[data-chart="params"] svg')
     svg.send_keys(Keys.ARROW_RIGHT)
+    browser.wait("document.querySelector('.is-current') !== null")
     first = browser.run("document.querySelector('.is-current').dataset.cell")
     svg.send_keys(Keys.ARROW_RIGHT)
-    assert browser.run("document.querySelector('.is-current').dataset.cell") != first
+    browser.wait(f"document.querySelector('.is-current').dataset.cell !== {json.dumps(first)}")
     svg.send_keys(Keys.ESCAPE)
+    browser.wait("document.getElementById('tip').hidden")
     assert browser.run("document.getElementById('tip').hidden") is True
 
 
