@@ -1,0 +1,105 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from vitlight.data.plan import DataPlan
+from vitlight.errors import InputError
+from vitlight.models import build_model
+from vitlight.training.classifier import ImageClassifier, axes_at
+from vitlight.training.optim import AdamW
+from vitlight.training.schedule import Duration, WarmupCosine
+
+
+def build(**changes) -> ImageClassifier:
+    settings = {"arch": "vit_nano1", "num_classes": 4, "image_size": 28, "duration": Duration(samples=160), **changes}
+    model = ImageClassifier(**settings)
+    plan = DataPlan(np.arange(40), np.zeros(40, int), seed=0, global_batch_size=16)
+    model._trainer = SimpleNamespace(
+        global_step=3, global_rank=0, datamodule=None, optimizers=[], accumulate_grad_batches=1
+    )
+    type(model).images = property(lambda self: SimpleNamespace(plan=plan))
+    return model
+
+
+@pytest.fixture(autouse=True)
+def restore_images_property():
+    original = ImageClassifier.images
+    yield
+    ImageClassifier.images = original
+
+
+def test_axes_are_exact_at_any_scale():
+    plan = DataPlan(np.arange(1000), np.zeros(1000, int), seed=0, global_batch_size=4096)
+    axes = axes_at(2**40, plan, 10**12)
+    assert axes["data/samples_seen"] == 2**52
+    assert axes["data/unique_samples_seen"] == 1000
+    assert axes["compute/train_flops"] == 6 * 10**12 * 2**52  # beyond 64 bits, and still an integer
+    assert axes_at(0, plan, 1) == {
+        "data/samples_seen": 0,
+        "data/unique_samples_seen": 0,
+        "data/epochs": 0.0,
+        "compute/train_flops": 0,
+    }
+
+
+def test_the_rate_of_a_step_is_the_schedule_at_the_middle_of_its_batch():
+    schedule = WarmupCosine(warmup_samples=32)
+    model = build(optimizer=AdamW(lr=0.5), schedule=schedule)
+    assert model.horizon_steps == 10
+    assert model.learning_rate_at(0) == 0.5 * 8 / 32
+    for step in range(10):
+        assert model.learning_rate_at(step) == 0.5 * schedule.factor(16 * step + 8, 160) > 0
+
+
+def test_weights_follow_the_seed():
+    weights = [build(seed=seed).model.state_dict() for seed in (0, 0, 1)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert any(not torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
+
+
+def test_dropout_follows_seed_and_step_alone():
+    model = build(model_options={"drop_path_rate": 0.5}).train()
+    model.trainer.optimizers = [SimpleNamespace(param_groups=[{"lr": 0.0}])]
+    # A classifier starts at zero, which hides what comes before it.
+    torch.nn.init.normal_(
+        next(m for m in model.model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == 4).weight
+    )
+    batch = {"image": torch.randn(16, 3, 28, 28), "label": torch.zeros(16, dtype=torch.int64)}
+
+    def loss(step: int) -> float:
+        torch.randn(7)  # whatever else was drawn before
+        model.trainer.global_step = step
+        model.on_train_batch_start(batch, 0)
+        return model.training_step(batch, 0).item()
+
+    assert loss(3) == loss(3)
+    assert loss(3) != loss(4)
+    assert model.trainer.optimizers[0].param_groups[0]["lr"] == model.learning_rate_at(4)
+
+
+def test_training_loss_is_smoothed_cross_entropy():
+    model = build(label_smoothing=0.2).eval()
+    batch = {"image": torch.randn(3, 3, 28, 28), "label": torch.tensor([0, 1, 3])}
+    logits = model.model(batch["image"])
+    expected = -(0.8 * logits.log_softmax(1)[range(3), batch["label"]] + 0.2 * logits.log_softmax(1).mean(1)).mean()
+    assert model.training_step(batch, 0).item() == pytest.approx(expected.item(), rel=1e-6)
+    with pytest.raises(InputError, match=r"model\.label_smoothing=1\.0"):
+        build(label_smoothing=1.0)
+
+
+def test_options_reach_the_network():
+    model = build(arch="coatnet_nano1", in_channels=1, model_options={"drop_path_rate": 0.1})
+    assert model.model.config.drop_path_rate == 0.1
+    assert model.model.config.in_channels == 1
+    assert model.family == "coatnet"
+    reference = build_model("coatnet_nano1", num_classes=4, image_size=28, in_channels=1)
+    assert model.num_params == sum(p.numel() for p in reference.parameters())
+
+
+def test_a_checkpoint_of_another_plan_is_refused():
+    model = build()
+    model.trainer.training = True
+    with pytest.raises(InputError, match="was made with data plan other, not"):
+        model.on_load_checkpoint({"vitlight": {"step": 5, "plan_digest": "other"}})
