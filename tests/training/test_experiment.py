@@ -5,7 +5,7 @@ import yaml
 
 from tests.conftest import ROOT
 from vitlight.errors import InputError
-from vitlight.training.experiment import ExperimentCLI, resolve_run
+from vitlight.training.experiment import ExperimentCLI, _parsers, resolve_run
 
 
 def test_a_run_is_resolved_without_training(fit_args):
@@ -67,6 +67,9 @@ def test_the_recorded_config_gives_the_same_run(fit_args, tmp_path):
         ("--trainer.max_epochs=3", r"trainer\.max_epochs is derived .* use model\.duration\.epochs"),
         ("--trainer.max_epoch=3", r"trainer\.max_epoch"),
         ("--model.optimizer.lr=fast", r"model\.optimizer\.lr"),
+        ("--model.optimizer.lr=-1", r"model\.optimizer\.lr=-1\.0 is not a finite number from 0 up"),
+        ("--model.optimizer.beta2=1", r"model\.optimizer\.beta2=1\.0 is not in \[0, 1\)"),
+        ("--data.augmentation.min_area=0", r"data\.augmentation\.min_area=0\.0 is not in \(0, 1\]"),
         ("--model.optimizer.rl=1", r"model\.optimizer\.rl; did you mean model\.optimizer\.lr"),
         ("--model.duration.epochs=1", "has epochs, samples set"),
         ("--data.train=/no/such/folder", "/no/such/folder"),
@@ -107,7 +110,7 @@ def test_every_experiment_parses_and_is_a_delta_with_a_note(path, tiny_shards):
     assert "vitlight fit --config experiments/base.yaml" in text
     args = ["fit", f"--config={base}", f"--config={path}"]
     cli = ExperimentCLI(args if "arch:" in text else [*args, "--model.arch=vit_s16"])
-    assert cli.build_duration().num_steps(1_000_000, cli.settings.data.global_batch_size, 10**9) >= 1
+    assert cli.build_model_settings()["duration"].num_steps(1_000_000, cli.settings.data.global_batch_size, 10**9) >= 1
 
     def leaves(tree, prefix=""):
         for name, value in tree.items():
@@ -119,3 +122,13 @@ def test_every_experiment_parses_and_is_a_delta_with_a_note(path, tiny_shards):
     inherited = dict(leaves(yaml.safe_load(base.read_text())))
     repeated = [name for name, value in leaves(yaml.safe_load(text)) if name in inherited and inherited[name] == value]
     assert repeated == [], "a delta holds only what differs from base.yaml"
+
+
+def test_every_setting_of_ours_has_a_help_line():
+    _, parsers, _ = _parsers()
+    groups = ("model.", "data.", "run.")
+    ours = [action for action in parsers["fit"]._actions if action.dest.startswith(groups)]
+    assert len(ours) > 40
+    missing = [action.dest for action in ours if not str(action.help or "").strip(". ")]
+    grouped = {"model.duration", "model.optimizer", "model.schedule", "data.augmentation"}  # --model.duration CONFIG
+    assert set(missing) <= grouped

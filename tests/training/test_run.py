@@ -249,6 +249,11 @@ def test_a_global_batch_that_ranks_do_not_divide_is_refused_before_training(fit_
     assert RunDirectory(resolve_run(args).run_dir).rows() == []
 
 
+def test_what_lightning_refuses_is_one_line(fit_args, capsys):
+    assert main([*fit_args, "--trainer.strategy=bogus"]) == 2
+    assert "vitlight: error: trainer: You selected an invalid strategy name" in capsys.readouterr().err
+
+
 def test_an_offline_wandb_run_holds_the_summary(fit_args, tmp_path):
     args = [*fit_args, "--run.wandb=true"]
     env = {"WANDB_MODE": "", "WANDB_API_KEY": "", "HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitlight.data.plan import uniforms
+from vitlight.errors import InputError
 
 __all__ = ["CropAndFlip", "centre_box", "random_resized_box"]
 
@@ -19,13 +20,19 @@ _CROP_AND_FLIP = 11
 class CropAndFlip:
     """Random-resized crop (Szegedy et al. 2014, arXiv 1409.4842) and horizontal flip.
 
-    min_area: the smallest part of the image's area that a crop covers, in (0, 1]; 1 with ratio 1 keeps the image whole.
-    jitter_ratio: whether the aspect ratio is drawn log-uniformly from 3/4 to 4/3. flip: mirror half of the images.
+    Args:
+        min_area: Smallest part of the image's area that a crop covers, in (0, 1]; 1 without jitter_ratio keeps it whole.
+        jitter_ratio: Draw the aspect ratio log-uniformly from 3/4 to 4/3.
+        flip: Mirror half of the images.
     """
 
     min_area: float = 0.08
     jitter_ratio: bool = True
     flip: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.min_area <= 1.0:
+            raise InputError(f"data.augmentation.min_area={self.min_area} is not in (0, 1]")
 
     def draws(self, seed: int, epochs: NDArray[np.int64], key_hash: NDArray[np.uint64]) -> NDArray[np.float64]:
         """Uniform numbers (B, 2 * attempts + 3) that decide the batch's crops and flips."""

@@ -58,9 +58,14 @@ _MODEL_NOT_IDENTITY = ("compile",)
 class RunSettings:
     """Where a run's record goes and how often it is written; none of it changes the result.
 
-    root: folder of all runs. name: the experiment's folder beneath it. num_evaluations: passes over `val`, evenly spaced
-    in samples, the last at the end. checkpoint_every_steps, log_every_steps: in optimizer steps. wandb: also log to
-    Weights & Biases, offline where there is no key. wandb_project: its project.
+    Args:
+        name: The experiment's folder beneath `root`.
+        root: Folder of all runs.
+        num_evaluations: Passes over `val`, evenly spaced in samples, the last at the end.
+        checkpoint_every_steps: Optimizer steps between checkpoints.
+        log_every_steps: Optimizer steps between rows of the record.
+        wandb: Also log to Weights & Biases, offline where there is no key.
+        wandb_project: Its project.
     """
 
     name: str = "default"
@@ -171,19 +176,20 @@ class ExperimentCLI(LightningCLI):
     def build_run_settings(self) -> RunSettings:
         return RunSettings(**vars(self.settings.run))
 
-    def build_duration(self) -> Duration:
-        return Duration(**vars(self.settings.model.duration))
-
     def build_data(self) -> ShardedImages:
         settings = dict(vars(self.settings.data))
         return ShardedImages(**{**settings, "augmentation": CropAndFlip(**vars(settings["augmentation"]))})
 
-    def build_model(self) -> ImageClassifier:
+    def build_model_settings(self) -> dict[str, Any]:
+        """Arguments of ImageClassifier, checked."""
         settings = dict(vars(self.settings.model))
-        settings["duration"] = self.build_duration()
+        settings["duration"] = Duration(**vars(settings["duration"]))
         settings["optimizer"] = AdamW(**vars(settings["optimizer"]))
         settings["schedule"] = WarmupCosine(**vars(settings["schedule"]))
-        return ImageClassifier(**settings)
+        return settings
+
+    def build_model(self) -> ImageClassifier:
+        return ImageClassifier(**self.build_model_settings())
 
     def build_trainer_settings(self) -> dict[str, Any]:
         """Arguments of the Trainer, with callbacks, strategy and plugins made into objects."""
@@ -251,23 +257,23 @@ def _setting_names(parser: LightningArgumentParser, subcommand: str) -> set[str]
 def resolve(cli: ExperimentCLI, data: ShardedImages) -> ResolvedRun:
     """Check everything that can be checked without training, and say what the run will be."""
     data.prepare()
-    run, model = cli.build_run_settings(), cli.settings.model
+    run, model = cli.build_run_settings(), cli.build_model_settings()
     with torch.device("meta"):
         network = build_model(
-            model.arch,
+            model["arch"],
             num_classes=data.num_classes,
             image_size=data.image_size,
             in_channels=data.channels,
-            **(model.model_options or {}),
+            **(model["model_options"] or {}),
         )
     macs = forward_macs(network, data.image_size)
-    steps = cli.build_duration().num_steps(data.plan.num_samples, data.global_batch_size, macs)
+    steps = model["duration"].num_steps(data.plan.num_samples, data.global_batch_size, macs)
     identity = json.dumps(_identity(cli.settings, data.data_digest), sort_keys=True)
     run_id = hashlib.blake2b(identity.encode(), digest_size=6).hexdigest()
     return ResolvedRun(
         run_id=run_id,
         run_dir=Path(run.root) / run.name / run_id,
-        arch=model.arch,
+        arch=model["arch"],
         image_size=data.image_size,
         num_train_samples=data.plan.num_samples,
         params=count_params(network),

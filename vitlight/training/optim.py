@@ -1,10 +1,13 @@
 """Optimizers and their parameter groups."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+
+from vitlight.errors import InputError
 
 __all__ = ["AdamW", "parameter_groups"]
 
@@ -13,8 +16,13 @@ __all__ = ["AdamW", "parameter_groups"]
 class AdamW:
     """AdamW (Loshchilov & Hutter 2017, 1711.05101): the decay is multiplied by the learning rate, as in torch.
 
-    lr: peak learning rate. weight_decay: of matrices and convolution kernels only; biases, norms, tokens, position
-    embeddings and other vectors are not decayed.
+    Args:
+        lr: Peak learning rate.
+        weight_decay: Of matrices and convolution kernels only; biases, norms, tokens, position embeddings and other
+            vectors are not decayed.
+        beta1: Decay of the mean of the gradients.
+        beta2: Decay of the mean of their squares.
+        eps: Added to the root of the latter.
     """
 
     lr: float = 1.0e-3
@@ -22,6 +30,14 @@ class AdamW:
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1.0e-8
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "weight_decay", "eps"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise InputError(f"model.optimizer.{name}={getattr(self, name)} is not a finite number from 0 up")
+        for name in ("beta1", "beta2"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise InputError(f"model.optimizer.{name}={getattr(self, name)} is not in [0, 1)")
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.AdamW(

@@ -11,6 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import yaml
 from lightning.fabric.utilities.seed import seed_everything
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from vitlight.data.datamodule import ShardedImages
 from vitlight.errors import InputError
@@ -49,6 +50,14 @@ def fit(cli: ExperimentCLI) -> int:
         if is_rank_zero():
             write_atomically(run.experiment_path, cli.dump())
         return _Fit(cli, resolved, run, settings).go(data)
+
+
+def _trainer(**arguments: Any) -> pl.Trainer:
+    """A Trainer; what Lightning refuses of its settings is bad input."""
+    try:
+        return pl.Trainer(**arguments)
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise InputError(f"trainer: {error}") from error
 
 
 class _Fit:
@@ -114,7 +123,7 @@ class _Fit:
         for name in ("enable_progress_bar", "enable_model_summary"):  # Record's lines say more; both can be asked for
             arguments[name] = bool(arguments.get(name))
         accumulate = arguments.get("accumulate_grad_batches") or 1
-        return pl.Trainer(
+        return _trainer(
             **arguments,
             logger=loggers or False,
             callbacks=[*(own if isinstance(own, list) else [own]), *callbacks],
@@ -236,7 +245,7 @@ def _evaluate(cli: ExperimentCLI) -> int:
     model = cli.build_model()
     arguments = {**cli.build_trainer_settings(), "logger": False, "callbacks": []}
     arguments["enable_progress_bar"] = bool(arguments.get("enable_progress_bar"))
-    trainer = pl.Trainer(
+    trainer = _trainer(
         **arguments, enable_checkpointing=False, use_distributed_sampler=False, default_root_dir=Path(checkpoint).parent
     )
     run = trainer.validate if split == "val" else trainer.test

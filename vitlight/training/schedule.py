@@ -13,8 +13,11 @@ __all__ = ["Duration", "WarmupCosine"]
 class Duration:
     """How long to train: exactly one of the first three.
 
-    epochs: passes over the training subset. samples: images drawn. train_flops: compute spent (3 x 2 x forward MACs x
-    samples). min_samples: small subsets are repeated until at least so many images have been drawn.
+    Args:
+        epochs: Passes over the training subset.
+        samples: Images drawn.
+        train_flops: Compute spent, 3 x 2 x forward MACs x images drawn.
+        min_samples: Small subsets are repeated until at least so many images have been drawn.
     """
 
     epochs: float | None = None
@@ -46,8 +49,10 @@ class Duration:
 class WarmupCosine:
     """Linear warm-up from 0, then a half cosine to `final_fraction` of the peak (Loshchilov & Hutter 2016, 1608.03983).
 
-    warmup_samples: length of the warm-up in images. warmup_fraction: in parts of the horizon; the shorter of the two
-    that are given holds.
+    Args:
+        warmup_samples: Length of the warm-up in images.
+        warmup_fraction: The same in parts of the horizon; the shorter of the two that are given holds.
+        final_fraction: Learning rate at the horizon, in parts of the peak.
     """
 
     warmup_samples: int | None = None
