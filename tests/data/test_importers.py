@@ -8,7 +8,7 @@ from PIL import Image
 
 from tests.requirements import require
 from vitlight.cli import main
-from vitlight.data.datamodule import ImageBatches
+from vitlight.data.batches import ImageBatches
 from vitlight.data.importers import pack, read_idx
 from vitlight.data.index import load_index
 from vitlight.errors import InputError

@@ -1,6 +1,8 @@
 """ShardedImages: the LightningDataModule that trains from indexed WebDataset shards, in the order of the data plan."""
 
+import multiprocessing
 from collections.abc import Iterator, Sized
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -9,77 +11,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
-from vitlight.data.augment import CropAndFlip, centre_box
-from vitlight.data.decode import DecodeError, crop_and_resize, decode_image
+from vitlight.data.augment import CropAndFlip
+from vitlight.data.batches import Batch, ImageBatches
 from vitlight.data.plan import BatchRequest, DataPlan, EvalPlan, choose_subset, split_by_key_hash
 from vitlight.data.shards import ShardIndex, load_index
-from vitlight.data.store import LocalStore
 from vitlight.errors import InputError
 
-__all__ = ["ImageBatches", "ShardedImages"]
-
-Batch = dict[str, Tensor]
-
-
-class ImageBatches(Dataset[Batch]):
-    """Decodes whole batches: maps a BatchRequest to images uint8 (B, C, S, S) in channels_last layout, labels int64 (B,)
-    and weights float32 (B,), 0 where a row is padding.
-
-    augmentation: how training crops are drawn; None cuts the centred square of `eval_crop` of the shorter side.
-    """
-
-    def __init__(
-        self,
-        index: ShardIndex,
-        *,
-        size: int,
-        channels: int,
-        seed: int,
-        augmentation: CropAndFlip | None,
-        eval_crop: float,
-    ) -> None:
-        self.index = index
-        self.store = LocalStore(index.shards)
-        self.size, self.channels, self.seed = size, channels, seed
-        self.augmentation, self.eval_crop = augmentation, eval_crop
-
-    def decode(self, row: int) -> NDArray[np.uint8]:
-        """The whole image (H, W, C) of an index row. Raises InputError naming shard and key where it can't be decoded."""
-        index = self.index
-        shard = int(index.shard[row])
-        encoded = self.store.read(shard, int(index.offset[row]), int(index.size[row]))
-        try:
-            return decode_image(encoded, self.channels)
-        except DecodeError as error:
-            raise InputError(
-                f"image {index.key(row)!r} in shard {index.shards[shard]} can't be decoded: {error}"
-            ) from error
-
-    def __getitem__(self, request: BatchRequest) -> Batch:
-        batch_size = len(request.ids)
-        images = torch.zeros(batch_size, self.size, self.size, self.channels, dtype=torch.uint8)
-        real = request.ids >= 0
-        labels = np.where(real, self.index.label[np.maximum(request.ids, 0)], 0)
-        draws = None
-        if self.augmentation is not None:
-            draws = self.augmentation.draws(self.seed, request.epochs, self.index.key_hash[request.ids])
-        for i, row in enumerate(request.ids):
-            if row < 0:
-                continue
-            pixels = self.decode(int(row))
-            height, width = pixels.shape[:2]
-            if self.augmentation is None or draws is None:
-                images[i] = crop_and_resize(pixels, centre_box(height, width, self.eval_crop), self.size)
-                continue
-            image = crop_and_resize(pixels, self.augmentation.box(height, width, draws[i]), self.size)
-            images[i] = image.flip(1) if self.augmentation.is_flipped(draws[i]) else image
-        return {
-            "image": images.permute(0, 3, 1, 2),
-            "label": torch.from_numpy(labels.astype(np.int64)),
-            "weight": torch.from_numpy(real.astype(np.float32)),
-        }
+__all__ = ["ShardedImages"]
 
 
 class _Requests(Sampler[BatchRequest], Sized):
@@ -245,7 +185,7 @@ class ShardedImages(pl.LightningDataModule):
             batch_size=None,
             sampler=requests,
             num_workers=self.num_workers,
-            multiprocessing_context="forkserver" if self.num_workers else None,
+            multiprocessing_context=_clean_server() if self.num_workers else None,
             worker_init_fn=_quiet_worker if self.num_workers else None,
             pin_memory=torch.cuda.is_available(),
             # The loader draws a seed for its workers at each start; nothing here uses it, and torch's global generator
@@ -284,6 +224,13 @@ class ShardedImages(pl.LightningDataModule):
         scale = (1.0 / (255.0 * self.std)).to(image.device, non_blocking=True)
         shift = (-self.mean / self.std).to(image.device, non_blocking=True)
         return {**batch, "image": image.float().mul_(scale).add_(shift)}
+
+
+def _clean_server() -> ForkServerContext:
+    """Workers fork from a server that has imported what they need and holds no thread, lock or device of ours."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["vitlight.data.batches"])
+    return context
 
 
 def _quiet_worker(_: int) -> None:
