@@ -6,14 +6,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitlight.cost import arch_forward_macs, arch_params, count_params, forward_macs, model_table, train_flops
+from vitlight.cost import (
+    arch_forward_macs,
+    arch_params,
+    count_models,
+    count_params,
+    forward_macs,
+    model_table,
+    train_flops,
+)
 from vitlight.errors import InputError
 from vitlight.models import arch_family, build_model, default_image_size, list_archs
 
 
 @pytest.fixture(scope="module")
 def table() -> dict[str, dict[str, object]]:
-    return {row["arch"]: row for row in model_table()}
+    return {row["arch"]: row for row in count_models()}
 
 
 def test_table_has_every_architecture_at_its_own_resolution(table: dict[str, dict[str, object]]) -> None:
@@ -28,6 +36,10 @@ def test_table_has_every_architecture_at_its_own_resolution(table: dict[str, dic
     }
     assert {row["image_size"] for arch, row in table.items() if "_nano" in arch} == {32}
     assert all(row["family"] == arch_family(arch) and row["reason"] is None for arch, row in table.items())
+
+
+def test_the_kept_table_is_what_is_counted(table: dict[str, dict[str, object]]) -> None:
+    assert model_table() == list(table.values()), "see the line above cost._TABLE for how to make it anew"
 
 
 @pytest.mark.parametrize("arch", list_archs())

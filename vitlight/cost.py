@@ -14,10 +14,12 @@ Everything is counted on shapes alone, on the meta device: no weight or activati
 """
 
 import copy
+import json
 import math
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
@@ -32,11 +34,21 @@ from vitlight.models import arch_family, build_model, default_image_size, list_a
 __all__ = [
     "arch_forward_macs",
     "arch_params",
+    "count_models",
     "count_params",
     "forward_macs",
     "model_table",
     "train_flops",
 ]
+
+
+# Made anew by: python -c "from vitlight import cost; cost._TABLE.write_text(cost.dump_table(cost.count_models()))"
+_TABLE = Path(__file__).parent / "models" / "table.json"
+
+
+def dump_table(rows: list[dict[str, Any]]) -> str:
+    """JSON with a line a row, so that a change of one architecture is a change of one line."""
+    return "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n"
 
 
 def count_params(model: nn.Module) -> int:
@@ -90,11 +102,17 @@ def arch_params(arch: str, image_size: int, in_channels: int = 3, num_classes: i
 def model_table(image_size: int | None = None) -> list[dict[str, Any]]:
     """One row for each listed architecture: arch, family, params, forward_macs, image_size and reason.
 
-    Each is counted at `image_size`, or at its own default resolution (224 or the multiple of the patch below it; 32 for
+    At `image_size`, or at each architecture's own default resolution (224 or the multiple of the patch below it; 32 for
     the ladders). Where an architecture can't take `image_size`, params and forward_macs are None and `reason` says why;
-    else `reason` is None. 1000 classes and 3 channels. All of them take a few seconds: this counts with torch's
-    formulas alone, and runs every operator once for a given shape; a test holds it equal to `forward_macs`.
+    else `reason` is None. 1000 classes and 3 channels. The default table was counted when the architectures were last
+    changed and is kept beside them (a test holds it equal to `count_models`); any other takes seconds to count.
     """
+    return json.loads(_TABLE.read_text()) if image_size is None else count_models(image_size)
+
+
+def count_models(image_size: int | None = None) -> list[dict[str, Any]]:
+    """`model_table`, counted now, with torch's formulas alone and each operator run once for a given shape; a test holds
+    it equal to `forward_macs`."""
     shapes = _ShapesOnly()
     rows = []
     for arch in list_archs():
