@@ -12,7 +12,7 @@ __all__ = [
     "format_top1",
 ]
 
-FLOP_CONVENTION = "FLOP = 2 × MAC"
+FLOP_CONVENTION = "FLOP = half a MAC"
 TRAIN_FLOP_CONVENTION = "training FLOPs = 3 × 2 × forward MACs × samples seen"
 
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y", "R", "Q")
