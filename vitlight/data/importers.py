@@ -152,9 +152,12 @@ def _image_paths(folder: Path, numbers: Mapping[str, int]) -> dict[str, tuple[Pa
     paths: dict[str, tuple[Path, int]] = {}
     others: Counter[str] = Counter()
     for name, label in numbers.items():
-        files = sorted(path for path in (folder / name).rglob("*") if path.is_file())
-        images = [path for path in files if path.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS]
-        others.update(path.suffix.lower() or path.name for path in files if path not in set(images))
+        images = []
+        for path in sorted(path for path in (folder / name).rglob("*") if path.is_file()):
+            if path.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS:
+                images.append(path)
+            else:
+                others[path.suffix.lower() or path.name] += 1
         stems = Counter(path.with_suffix("") for path in images)
         for path in images:
             key = path.relative_to(folder).with_suffix("").as_posix()

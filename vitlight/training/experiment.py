@@ -117,7 +117,6 @@ class ExperimentCLI(LightningCLI):
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            parser_kwargs={"exit_on_error": False, "prog": "vitlight"},
         )
 
     def setup_parser(
@@ -154,7 +153,7 @@ class ExperimentCLI(LightningCLI):
         try:
             self.config = parser.parse_args(self._args)
         except jsonargparse.ArgumentError as error:
-            raise InputError(_one_line(error, parser, self._args)) from error
+            raise InputError(_one_line(error, self._args)) from error
 
     def _parse_ckpt_path(self) -> None:
         """The experiment's own config is complete; nothing is read from the checkpoint."""
@@ -228,12 +227,12 @@ def _with_recorded_config(args: list[str]) -> list[str]:
     return args
 
 
-def _one_line(error: Exception, parser: LightningArgumentParser, args: Sequence[str]) -> str:
+def _one_line(error: Exception, args: Sequence[str]) -> str:
     """jsonargparse's message in one line, with the nearest settings where a name is unknown."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = " ".join(lines)
     words = text.replace("'", " ").replace('"', " ").replace("=", " ").replace(",", " ").split()
-    names = _setting_names(parser, args[0] if args else "")
+    names = _setting_names(args[0] if args else "")
     mentioned = [word.lstrip("-") for word in words if word.lstrip("-").split(".")[0] in _GROUPS]
     for name in mentioned:
         if name in names:
@@ -246,7 +245,7 @@ def _one_line(error: Exception, parser: LightningArgumentParser, args: Sequence[
     return text if len(text) <= 400 else text[:400] + " ..."
 
 
-def _setting_names(parser: LightningArgumentParser, subcommand: str) -> set[str]:
+def _setting_names(subcommand: str) -> set[str]:
     _, parsers, _ = _parsers()
     chosen = parsers.get(subcommand)
     if chosen is None:
