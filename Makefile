@@ -31,6 +31,8 @@ install-dev: .venv/.installed-dev
 
 .venv/.installed-dev: .venv/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	# What tests compare with. Out of site-packages: there torchmetrics would find torchvision, which has no build for every torch.
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .venv/reference timm==1.0.31 torchvision==0.28.0
 	touch $@
 
 clean:

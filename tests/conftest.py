@@ -2,6 +2,7 @@
 
 import io
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ["WANDB_MODE"] = "disabled"  # tests of W&B set their own
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ["VITLIGHT_CACHE"] = tempfile.mkdtemp(prefix="vitlight-cache-")  # nothing of the user's is read or written
 
 
 def tiny_sample(index: int, split: str, size: int = 28) -> Sample:

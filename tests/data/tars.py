@@ -8,7 +8,9 @@ from typing import Any
 
 from PIL import Image
 
-__all__ = ["image_bytes", "read_by_webdataset", "write_tar"]
+from vitlight.data.scan import ScanSettings, scan_shard
+
+__all__ = ["image_bytes", "read_by_webdataset", "scanned_rows", "write_tar"]
 
 
 def image_bytes(shade: int = 0, form: str = "png") -> bytes:
@@ -32,3 +34,11 @@ def read_by_webdataset(path: Path) -> Iterator[dict[str, Any]]:
 
     with path.open("rb") as stream:
         yield from group_by_keys(tar_file_expander([{"url": str(path), "stream": stream}]))
+
+
+def scanned_rows(path: Path, settings: ScanSettings | None = None) -> list[tuple[str, bytes, int]]:
+    """(key, image bytes, label) as the scan finds them."""
+    scan, data = scan_shard(path, settings or ScanSettings()), path.read_bytes()
+    offsets, sizes, labels = (scan.columns[name].tolist() for name in ("offset", "size", "label"))
+    images = [data[offset : offset + size] for offset, size in zip(offsets, sizes, strict=True)]
+    return [(key.decode(), image, label) for key, image, label in zip(scan.keys, images, labels, strict=True)]

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from vitlight.data.plan import DataPlan
+from vitlight.data.plan import DataPlan, PlanSource
+from vitlight.data.subset import AllRows
 from vitlight.errors import InputError
 from vitlight.models import build_model
 from vitlight.training.classifier import ImageClassifier, axes_at
@@ -15,7 +16,7 @@ from vitlight.training.schedule import Duration, WarmupCosine
 def build(**changes) -> ImageClassifier:
     settings = {"arch": "vit_nano1", "num_classes": 4, "image_size": 28, "duration": Duration(samples=160), **changes}
     model = ImageClassifier(**settings)
-    plan = DataPlan(np.arange(40), np.zeros(40, int), seed=0, global_batch_size=16)
+    plan = DataPlan(PlanSource(AllRows(np.array([0, 40])), 40), seed=0, global_batch_size=16)
     model._trainer = SimpleNamespace(
         global_step=3, global_rank=0, datamodule=None, optimizers=[], accumulate_grad_batches=1
     )
@@ -31,7 +32,7 @@ def restore_images_property():
 
 
 def test_axes_are_exact_at_any_scale():
-    plan = DataPlan(np.arange(1000), np.zeros(1000, int), seed=0, global_batch_size=4096)
+    plan = DataPlan(PlanSource(AllRows(np.array([0, 1000])), 1000), seed=0, global_batch_size=4096)
     axes = axes_at(2**40, plan, 10**12)
     assert axes["data/samples_seen"] == 2**52
     assert axes["data/unique_samples_seen"] == 1000
@@ -66,7 +67,11 @@ def test_dropout_follows_seed_and_step_alone():
     torch.nn.init.normal_(
         next(m for m in model.model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == 4).weight
     )
-    batch = {"image": torch.randn(16, 3, 28, 28), "label": torch.zeros(16, dtype=torch.int64)}
+    batch = {
+        "image": torch.randn(16, 3, 28, 28),
+        "label": torch.zeros(16, dtype=torch.int64),
+        "weight": torch.ones(16),
+    }
 
     def loss(step: int) -> float:
         torch.randn(7)  # whatever else was drawn before
@@ -79,14 +84,66 @@ def test_dropout_follows_seed_and_step_alone():
     assert model.trainer.optimizers[0].param_groups[0]["lr"] == model.learning_rate_at(4)
 
 
+def random_batch(*labels: int, weights=None, **more) -> dict[str, torch.Tensor]:
+    n = len(labels)
+    weight = torch.ones(n) if weights is None else torch.tensor(weights)
+    return {"image": torch.randn(n, 3, 28, 28), "label": torch.tensor(labels), "weight": weight, **more}
+
+
+def spread_logits(model: ImageClassifier) -> ImageClassifier:
+    """A classifier starts at zero, where every logit and every loss is equal."""
+    head = next(m for m in model.model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == 4)
+    torch.nn.init.normal_(head.weight)
+    return model.eval()
+
+
 def test_training_loss_is_smoothed_cross_entropy():
-    model = build(label_smoothing=0.2).eval()
-    batch = {"image": torch.randn(3, 3, 28, 28), "label": torch.tensor([0, 1, 3])}
+    model = spread_logits(build(label_smoothing=0.2))
+    batch = random_batch(0, 1, 3)
     logits = model.model(batch["image"])
     expected = -(0.8 * logits.log_softmax(1)[range(3), batch["label"]] + 0.2 * logits.log_softmax(1).mean(1)).mean()
     assert model.training_step(batch, 0).item() == pytest.approx(expected.item(), rel=1e-6)
     with pytest.raises(InputError, match=r"model\.label_smoothing=1\.0"):
         build(label_smoothing=1.0)
+
+
+def test_skipped_images_count_for_nothing_and_make_no_other_count_more():
+    model = spread_logits(build())
+    batch = random_batch(0, 1, 3, weights=[1.0, 0.0, 1.0])
+    losses = -model.model(batch["image"]).log_softmax(1)[range(3), batch["label"]]
+    assert model.training_step(batch, 0).item() == pytest.approx((losses[0] + losses[2]).item() / 3, rel=1e-6)
+
+
+def test_softmax_shares_the_target_among_several_labels():
+    model = spread_logits(build())
+    batch = random_batch(0, 1, target=torch.tensor([[1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 0.0]]))
+    logs = model.model(batch["image"]).log_softmax(1)
+    expected = -((logs[0, 0] + logs[0, 2]) / 2 + logs[1, 1]) / 2
+    assert model.training_step(batch, 0).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_sigmoid_loss_sums_over_the_classes():
+    model = spread_logits(build(loss="sigmoid"))
+    target = torch.tensor([[1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 0.0]])
+    several, one = random_batch(0, 1, target=target), random_batch(2, 3)
+    for batch, wanted in ((several, target), (one, torch.eye(4)[[2, 3]])):
+        p = model.model(batch["image"]).sigmoid().double()
+        expected = -(wanted * p.log() + (1 - wanted) * (1 - p).log()).sum(1).mean()
+        assert model.training_step(batch, 0).item() == pytest.approx(expected.item(), rel=1e-5)
+    with pytest.raises(InputError, match=r"model\.label_smoothing=0\.1 has no meaning with model\.loss=sigmoid"):
+        build(loss="sigmoid", label_smoothing=0.1)
+
+
+def test_any_of_several_labels_is_right():
+    model = spread_logits(build())
+    images = torch.randn(32, 3, 28, 28)
+    order = model.model(images).argsort(1, descending=True)
+    target = torch.zeros(32, 4)
+    target[range(32), order[:, 3]] = 1.0  # the last in rank
+    target[range(16), order[:16, 0]] = 1.0  # and, for half of them, the first
+    batch = {"image": images, "label": order[:, 3], "target": target, "weight": torch.ones(32)}
+    model.validation_step(batch, 0)
+    assert model.val_accuracy.compute()["top1_count"] == 16
 
 
 def test_options_reach_the_network():

@@ -1,77 +1,173 @@
 """What a loader's worker does: decode, crop and stack one batch. Imports neither lightning nor pandas, so it starts fast."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vitlight.data.augment import CropAndFlip, centre_box
-from vitlight.data.decode import DecodeError, crop_and_resize, decode_image
-from vitlight.data.index import ShardIndex
+from vitlight.data.augment import Augmentation
+from vitlight.data.decode import DecodeError, decode_crop, decode_image, resize_and_centre
+from vitlight.data.mixing import Mixing
 from vitlight.data.plan import BatchRequest
-from vitlight.data.store import LocalStore
+from vitlight.data.shard_index import ShardIndex
+from vitlight.data.store import Store
 from vitlight.errors import InputError
 
-__all__ = ["Batch", "ImageBatches"]
+__all__ = ["Batch", "ImageBatches", "ImageSource", "Located"]
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]
+Int64 = NDArray[np.int64]
+
+# A worker maps the index; what it has touched counts as its memory until it lets go of it: 36 bytes a sample.
+_RELEASE_BATCHES = 256
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """An index and what reads its shards."""
+
+    index: ShardIndex
+    store: Store
+
+
+@dataclass(frozen=True)
+class Located:
+    """One sample of a batch: where it lies, and its place in the batch."""
+
+    place: int
+    source: ImageSource
+    row: int
+    shard: int
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        return self.source.store.read(self.shard, self.offset, self.size)
+
+    def fault(self, error: DecodeError) -> str:
+        index = self.source.index
+        return f"image {index.key(self.row)!r} in shard {index.shards[self.shard]} can't be decoded: {error}"
 
 
 class ImageBatches(Dataset[Batch]):
-    """Decodes whole batches: maps a BatchRequest to images uint8 (B, C, S, S) in channels_last layout, labels int64 (B,)
-    and weights float32 (B,), 0 where a row is padding.
+    """Decodes whole batches. Maps a BatchRequest for B images to
 
-    augmentation: how training crops are drawn; None cuts the centred square of `eval_crop` of the shorter side.
+    image: uint8 (B, C, S, S) in channels_last layout; label: int64 (B,), the only or first label; weight: float32 (B,), 0
+    where a row is padding or was skipped; more_rows, more_labels: int64 (L,), the other labels of multi-label images and the
+    rows they belong to; mixing: float32 (B, M), the draws of MixUp and CutMix; skipped: faults of the images skipped.
+
+    augmentation: of training images; None gives the evaluation view of `eval_crop`. skip_undecodable: an image that can't be
+    decoded gets weight 0 and another image's pixels; otherwise it raises InputError, which names shard and key.
     """
 
     def __init__(
         self,
-        index: ShardIndex,
+        sources: Sequence[ImageSource],
         *,
         size: int,
         channels: int,
         seed: int,
-        augmentation: CropAndFlip | None,
+        augmentation: Augmentation | None,
         eval_crop: float,
+        mixing: Mixing | None = None,
+        skip_undecodable: bool = False,
     ) -> None:
-        self.index = index
-        self.store = LocalStore(index.shards)
+        self.sources = tuple(sources)
         self.size, self.channels, self.seed = size, channels, seed
-        self.augmentation, self.eval_crop = augmentation, eval_crop
-
-    def decode(self, row: int) -> NDArray[np.uint8]:
-        """The whole image (H, W, C) of an index row. Raises InputError naming shard and key where it can't be decoded."""
-        index = self.index
-        shard = int(index.shard[row])
-        encoded = self.store.read(shard, int(index.offset[row]), int(index.size[row]))
-        try:
-            return decode_image(encoded, self.channels)
-        except DecodeError as error:
-            raise InputError(
-                f"image {index.key(row)!r} in shard {index.shards[shard]} can't be decoded: {error}"
-            ) from error
+        self.augmentation, self.eval_crop, self.mixing = augmentation, eval_crop, mixing
+        self.skip_undecodable = skip_undecodable
+        self._first_id = np.cumsum([0, *(len(source.index) for source in self.sources)])
+        self._batches_until_release = _RELEASE_BATCHES
 
     def __getitem__(self, request: BatchRequest) -> Batch:
-        batch_size = len(request.ids)
-        images = torch.zeros(batch_size, self.size, self.size, self.channels, dtype=torch.uint8)
-        real = request.ids >= 0
-        labels = np.where(real, self.index.label[np.maximum(request.ids, 0)], 0)
+        located, labels, key_hash = self.locate(request.ids)
+        weight = np.zeros(len(request.ids), np.float32)
+        images = torch.zeros(len(request.ids), self.size, self.size, self.channels, dtype=torch.uint8)
         draws = None
         if self.augmentation is not None:
-            draws = self.augmentation.draws(self.seed, request.epochs, self.index.key_hash[request.ids])
-        for i, row in enumerate(request.ids):
-            if row < 0:
-                continue
-            pixels = self.decode(int(row))
-            height, width = pixels.shape[:2]
-            if self.augmentation is None or draws is None:
-                images[i] = crop_and_resize(pixels, centre_box(height, width, self.eval_crop), self.size)
-                continue
-            image = crop_and_resize(pixels, self.augmentation.box(height, width, draws[i]), self.size)
-            images[i] = image.flip(1) if self.augmentation.is_flipped(draws[i]) else image
-        return {
+            draws = self.augmentation.draws(self.seed, request.epochs, key_hash, request.repeats)
+        skipped: list[str] = []
+        for sample in located:
+            try:
+                images[sample.place] = self._view(sample.read(), None if draws is None else draws[sample.place])
+                weight[sample.place] = 1.0
+            except DecodeError as error:
+                if not self.skip_undecodable:
+                    raise InputError(sample.fault(error)) from error
+                skipped.append(sample.fault(error))
+        if skipped and weight.any():  # batch statistics must not see blank images
+            images[torch.from_numpy(weight == 0)] = images[int(np.argmax(weight))].clone()
+        batch = {
             "image": images.permute(0, 3, 1, 2),
-            "label": torch.from_numpy(labels.astype(np.int64)),
-            "weight": torch.from_numpy(real.astype(np.float32)),
+            "label": torch.from_numpy(labels),
+            "weight": torch.from_numpy(weight),
+            "skipped": skipped,
+            **self._more_labels(located),
         }
+        if self.mixing is not None and self.augmentation is not None:
+            drawn = self.mixing.draws(self.seed, request.step, request.epochs, key_hash, request.repeats)
+            batch["mixing"] = torch.from_numpy(drawn)
+        self._release()
+        return batch
+
+    def locate(self, ids: Int64) -> tuple[list[Located], Int64, NDArray[np.uint64]]:
+        """Where the samples lie, their labels (B,) and key hashes (B,); those of padding are 0."""
+        located: list[Located] = []
+        labels, key_hash = np.zeros(len(ids), np.int64), np.zeros(len(ids), np.uint64)
+        source_of = np.searchsorted(self._first_id, ids, side="right") - 1  # -1 for padding
+        for s, source in enumerate(self.sources):
+            index = source.index
+            places = np.flatnonzero(source_of == s)
+            rows = ids[places] - self._first_id[s]
+            labels[places], key_hash[places] = index.label[rows], index.key_hash[rows]
+            columns = (places, rows, index.shard_of(rows), index.offset[rows], index.size[rows])
+            located += [
+                Located(place, source, row, shard, offset, size)
+                for place, row, shard, offset, size in zip(*(column.tolist() for column in columns), strict=True)
+            ]
+        return located, labels, key_hash
+
+    def _view(self, encoded: bytes, draws: NDArray[np.float64] | None) -> Tensor:
+        """Pixels (S, S, C) of a training crop, or of the evaluation view where there are no draws."""
+        if self.augmentation is None or draws is None:
+            return resize_and_centre(decode_image(encoded, self.channels), self.size, self.eval_crop)
+        augmentation = self.augmentation
+        row = draws.tolist()
+        crop = decode_crop(
+            encoded, self.channels, self.size, lambda height, width: augmentation.box(height, width, row)
+        )
+        return self.augment(crop, row)
+
+    def augment(self, crop: Tensor, draws: list[float]) -> Tensor:
+        """A crop (S, S, C), flipped and distorted as its row of draws says."""
+        assert self.augmentation is not None
+        if self.augmentation.is_flipped(draws):
+            crop = crop.flip(1)
+        if self.augmentation.changes_pixels:
+            crop = torch.from_numpy(self.augmentation.distort(crop.numpy(), draws))
+        return crop
+
+    def _more_labels(self, located: Sequence[Located]) -> dict[str, Tensor]:
+        rows, labels = [], []
+        for sample in located:
+            index = sample.source.index
+            if index.is_multi_label:
+                for label in index.labels_of(np.array([sample.row]))[0][1:].tolist():
+                    rows.append(sample.place)
+                    labels.append(label)
+        return {
+            "more_rows": torch.tensor(rows, dtype=torch.int64),
+            "more_labels": torch.tensor(labels, dtype=torch.int64),
+        }
+
+    def _release(self) -> None:
+        self._batches_until_release -= 1
+        if self._batches_until_release == 0:
+            self._batches_until_release = _RELEASE_BATCHES
+            for source in self.sources:
+                source.index.release()

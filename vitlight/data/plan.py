@@ -5,185 +5,177 @@ The stream is cut into global batches of fixed size; a batch may reach over the 
 has exactly `global_batch_size` samples and `samples_seen = step * global_batch_size` to the last digit. Everything a
 loader must remember is the number of the next step; ranks, accumulation and workers only decide who decodes what.
 
-The order inside an epoch permutes the shards, groups them in windows, and permutes the samples within each window. All
-random numbers are hashes of (seed, epoch, what is drawn), so any part of any epoch is computed without its predecessors.
+`order.py` says in what order one set of samples is drawn; here several sets are mixed by weight, draws are repeated where
+that is asked for, and the stream is cut into batches and into the slices of ranks.
 """
 
 import hashlib
-from collections.abc import Iterator
+import heapq
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vitlight.data.hashing import hash_words, uniforms
+from vitlight.data.order import SampleOrder
+from vitlight.data.subset import Rows
 from vitlight.errors import InputError
 
-__all__ = ["BatchRequest", "DataPlan", "EvalPlan", "choose_subset", "hash_words", "split_by_key_hash", "uniforms"]
+__all__ = ["BatchRequest", "DataPlan", "EvalPlan", "PlanSource", "PlannedShard", "hash_words", "uniforms"]
 
-UInt64 = NDArray[np.uint64]
 Int64 = NDArray[np.int64]
-
-_GOLDEN = 0x9E3779B97F4A7C15
-_MASK = (1 << 64) - 1
-
-
-def _finalise(words: UInt64) -> UInt64:
-    """The finaliser of SplitMix64 (Steele, Lea & Flood 2014): a bijection of 64-bit words in which every bit counts."""
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
-
-
-def hash_words(*words: int | UInt64) -> UInt64:
-    """A uniform 64-bit hash of the words, which broadcast like arrays; integers count modulo 2**64."""
-    arrays = [np.atleast_1d(np.asarray(word & _MASK if isinstance(word, int) else word, np.uint64)) for word in words]
-    state = np.full(np.broadcast_shapes(*(array.shape for array in arrays)), _GOLDEN, np.uint64)
-    for array in arrays:
-        state = _finalise((state ^ array) + np.uint64(_GOLDEN))
-    return state
-
-
-def uniforms(count: int, *words: int | UInt64) -> NDArray[np.float64]:
-    """`count` numbers in [0, 1) for each hash of the words: shape (..., count)."""
-    keys = hash_words(*words)
-    draws = hash_words(keys[..., None], np.arange(count, dtype=np.uint64))
-    return (draws >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-# Salts keep the independent uses of a key's hash independent.
-_SPLIT, _SUBSET, _SHARDS, _SAMPLES = 1, 2, 3, 4
-
-
-def split_by_key_hash(key_hash: UInt64, val_fraction: float) -> tuple[Int64, Int64]:
-    """Ids of the training and of the validation part: disjoint, complete, `round(val_fraction * n)` in the latter.
-
-    Validation gets the samples whose salted key hash is smallest, so it does not depend on the order of the shards,
-    on the run's seed or on how the classes are laid out, and a larger fraction contains a smaller one.
-    """
-    if not 0.0 <= val_fraction < 1.0:
-        raise InputError(f"data.val_fraction={val_fraction} is not in [0, 1)")
-    num_val = round(val_fraction * len(key_hash))
-    order = np.argsort(hash_words(_SPLIT, key_hash), kind="stable")
-    return np.sort(order[num_val:]), np.sort(order[:num_val])
-
-
-def choose_subset(labels: NDArray[np.integer], key_hash: UInt64, num_samples: int, seed: int = 0) -> Int64:
-    """Ids of `num_samples` samples in which every class keeps its share to within one sample; nested: a smaller choice
-    lies inside a larger one.
-
-    Within a class the samples are ranked by salted key hash; the sample of rank r among n has priority (r + 1/2) / n,
-    and the smallest priorities win, so each prefix holds the same part of every class.
-    """
-    total = len(labels)
-    if not 1 <= num_samples <= total:
-        raise InputError(f"a subset of {num_samples} images was asked for, but there are {total} training images")
-    if num_samples == total:
-        return np.arange(total, dtype=np.int64)
-    hashes = hash_words(_SUBSET, seed, key_hash)
-    order = np.lexsort((hashes, labels))
-    sorted_labels = np.asarray(labels)[order]
-    starts = np.flatnonzero(np.r_[True, sorted_labels[1:] != sorted_labels[:-1]])
-    counts = np.diff(np.r_[starts, total])
-    rank_in_class = np.arange(total) - np.repeat(starts, counts)
-    priority = np.empty(total)
-    priority[order] = (rank_in_class + 0.5) / np.repeat(counts, counts)
-    # Ties (classes of equal size) are broken class by class in an order drawn from the seed, not by label number.
-    class_order = hash_words(_SUBSET, seed, np.asarray(labels).astype(np.uint64))
-    chosen = np.lexsort((hashes, class_order, priority))[:num_samples]
-    return np.sort(chosen)
 
 
 @dataclass(frozen=True)
 class BatchRequest:
     """What one rank decodes for one micro-batch.
 
-    ids: (B,) index rows, -1 where an evaluation batch is padded; epochs: (B,) the epoch that each draw belongs to.
+    ids: (B,) samples, -1 where an evaluation batch is padded; with several sources those of source s follow those of the
+    sources before it. epochs: (B,) that each draw belongs to, counted for its source. repeats: (B,) number of the draw
+    among the repeated draws of one image. step: the optimizer step, 0 in evaluation.
     """
 
     ids: Int64
     epochs: Int64
+    repeats: Int64
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class PlannedShard:
+    """A shard (of `source`) and the steps from the first to the last that read it."""
+
+    source: int
+    shard: int
+    first_step: int
+    last_step: int
+
+
+@dataclass(frozen=True)
+class PlanSource:
+    """rows: what is trained on; num_rows: the length of the index they belong to; weight: its part of every batch;
+    digest: what defines `rows`."""
+
+    rows: Rows
+    num_rows: int
+    weight: float = 1.0
+    digest: str = ""
 
 
 class DataPlan:
-    """The training stream of a chosen subset.
+    """The training stream of one chosen set of samples, or of several mixed by weight.
 
-    ids (n,): the index rows that are trained on, in shard order; shards (n,): the shard of each.
+    window_shards: samples are shuffled inside windows of so many shards. num_streams: a batch takes from so many places of
+    an epoch at once, so that a node needs few of the shards; the order depends on it, but not on the number of nodes.
+    num_repeats: every drawn image is used so many times in its batch, differently augmented (Hoffer et al. 2020, arXiv
+    1901.09335); the draws of an image lie as far apart in the batch as they can, so they fall to different ranks.
     """
 
     def __init__(
         self,
-        ids: Int64,
-        shards: NDArray[np.integer],
+        sources: PlanSource | Sequence[PlanSource],
         *,
         seed: int,
         global_batch_size: int,
         window_shards: int = 64,
-        index_digest: str = "",
+        num_streams: int = 64,
+        num_repeats: int = 1,
     ) -> None:
-        if len(ids) == 0:
+        self.sources = (sources,) if isinstance(sources, PlanSource) else tuple(sources)
+        for name, value in (
+            ("global_batch_size", global_batch_size),
+            ("window_shards", window_shards),
+            ("num_streams", num_streams),
+            ("num_repeats", num_repeats),
+        ):
+            if value < 1:
+                raise InputError(f"data.{name}={value} is not at least 1")
+        if global_batch_size % num_repeats:
+            raise InputError(
+                f"data.global_batch_size={global_batch_size} is not a multiple of data.num_repeats={num_repeats}"
+            )
+        if any(int(source.rows.counts.sum()) == 0 for source in self.sources):
             raise InputError("the training subset is empty; raise data.num_train_samples or data.train_fraction")
-        if global_batch_size < 1:
-            raise InputError(f"data.global_batch_size={global_batch_size} is not at least 1")
-        if window_shards < 1:
-            raise InputError(f"data.window_shards={window_shards} is not at least 1")
         self.seed = seed
         self.global_batch_size = global_batch_size
-        self.window_shards = window_shards
-        self._ids = np.asarray(ids, np.int64)
-        self._shard_names, starts = np.unique(shards, return_index=True)
-        assert np.all(np.diff(np.asarray(shards).astype(np.int64)) >= 0), "ids must come in shard order"
-        self._shard_bounds = np.append(starts, len(ids)).astype(np.int64)
-        summary = hashlib.blake2b(self._ids.tobytes(), digest_size=8)
-        summary.update(f"{index_digest} {seed} {global_batch_size} {window_shards}".encode())
-        self.digest = summary.hexdigest()
-        self._window_starts = lru_cache(maxsize=2)(self._compute_window_starts)
-        self._window_ids = lru_cache(maxsize=4)(self._compute_window_ids)
+        self.num_repeats = num_repeats
+        self._draws_per_step = global_batch_size // num_repeats
+        self.orders = tuple(
+            SampleOrder(
+                source.rows,
+                # Equal samples of two sources must not be drawn in the same order.
+                seed=seed if s == 0 else int(hash_words(seed, s)[0]),
+                window_shards=window_shards,
+                num_streams=min(num_streams, window_shards),
+            )
+            for s, source in enumerate(self.sources)
+        )
+        self._first_id = np.cumsum([0, *(source.num_rows for source in self.sources)])
+        weights = [Fraction(str(source.weight)) for source in self.sources]
+        listed = f"weights of data.train ({', '.join(f'{source.weight:g}' for source in self.sources)})"
+        if min(weights) <= 0:
+            raise InputError(f"{listed}: each must be above 0")
+        self._parts = [weight / sum(weights) for weight in weights]
+        self._largest = max(range(len(weights)), key=lambda s: weights[s])
+        if self._parts[self._largest] * self._draws_per_step < len(weights) - 1:
+            raise InputError(f"{listed}: data.global_batch_size={global_batch_size} is too small for so many sources")
+        described = [
+            (source.digest, source.num_rows, int(source.rows.counts.sum()), str(weight))
+            for source, weight in zip(self.sources, self._parts, strict=True)
+        ]
+        settings = (seed, global_batch_size, window_shards, num_streams, num_repeats)
+        self.digest = hashlib.blake2b(repr((described, settings)).encode(), digest_size=8).hexdigest()
 
     @property
     def num_samples(self) -> int:
-        return len(self._ids)
+        """Distinct images; so many samples seen are an epoch."""
+        return sum(order.num_samples for order in self.orders)
 
     def unique_samples_seen(self, samples_seen: int) -> int:
-        """How many different images are among the first `samples_seen`: every epoch is a permutation."""
-        return min(samples_seen, self.num_samples)
+        """How many different images are among the first `samples_seen`, which are whole steps: every epoch of a source is a
+        permutation of it."""
+        steps, rest = divmod(samples_seen, self.global_batch_size)
+        assert rest == 0, f"{samples_seen} samples are no whole number of steps"
+        return sum(min(count, order.num_samples) for count, order in zip(self._drawn(steps), self.orders, strict=True))
 
-    def _shard_order(self, epoch: int) -> Int64:
-        return np.argsort(hash_words(_SHARDS, self.seed, epoch, self._shard_names.astype(np.uint64)), kind="stable")
+    def _drawn(self, steps: int) -> list[int]:
+        """Draws from each source in the first `steps` steps: its part rounded down; the largest takes what is left."""
+        total = steps * self._draws_per_step
+        counts = [int(total * part) for part in self._parts]
+        counts[self._largest] += total - sum(counts)
+        return counts
 
-    def _compute_window_starts(self, epoch: int) -> tuple[Int64, Int64]:
-        """The shard order of an epoch, and the position in the epoch where each window begins, closed by n."""
-        order = self._shard_order(epoch)
-        ends = np.cumsum(np.diff(self._shard_bounds)[order])
-        return order, np.r_[0, ends[self.window_shards - 1 : -1 : self.window_shards], ends[-1]].astype(np.int64)
+    def batch(self, step: int, low: int = 0, high: int | None = None) -> BatchRequest:
+        """Rows low <= j < high of the global batch of one step."""
+        high = self.global_batch_size if high is None else high
+        size = self._draws_per_step
+        ids, epochs, repeats = [], [], []
+        for repeat in range(low // size, max(-(-high // size), low // size + 1)):
+            begin, end = max(low - repeat * size, 0), min(high - repeat * size, size)
+            part_ids, part_epochs = self._draws(step, begin, end)
+            ids.append(part_ids)
+            epochs.append(part_epochs)
+            repeats.append(np.full(len(part_ids), repeat))
+        return BatchRequest(np.concatenate(ids), np.concatenate(epochs), np.concatenate(repeats), step)
 
-    def _compute_window_ids(self, epoch: int, window: int) -> Int64:
-        order, _ = self._window_starts(epoch)
-        shards = order[window * self.window_shards : (window + 1) * self.window_shards]
-        ids = np.concatenate([self._ids[self._shard_bounds[s] : self._shard_bounds[s + 1]] for s in shards])
-        return ids[np.argsort(hash_words(_SAMPLES, self.seed, epoch, ids.astype(np.uint64)), kind="stable")]
-
-    def epoch_ids(self, epoch: int, start: int, stop: int) -> Int64:
-        """Index rows at positions start <= p < stop of one epoch's permutation."""
-        _, bounds = self._window_starts(epoch)
-        first = int(np.searchsorted(bounds, start, side="right")) - 1
-        parts = []
-        while start < stop:
-            end = min(stop, int(bounds[first + 1]))
-            parts.append(self._window_ids(epoch, first)[start - bounds[first] : end - bounds[first]])
-            start, first = end, first + 1
-        return np.concatenate(parts) if parts else np.empty(0, np.int64)
-
-    def stream(self, start: int, stop: int) -> BatchRequest:
-        """Positions start <= p < stop of the endless stream, epoch after epoch."""
-        ids, epochs = [], []
-        while start < stop:
-            epoch, position = divmod(start, self.num_samples)
-            count = min(stop - start, self.num_samples - position)
-            ids.append(self.epoch_ids(epoch, position, position + count))
-            epochs.append(np.full(count, epoch, np.int64))
-            start += count
-        return BatchRequest(np.concatenate(ids), np.concatenate(epochs))
+    def _draws(self, step: int, low: int, high: int) -> tuple[Int64, Int64]:
+        """Draws low <= j < high of one step: (ids, epochs). Sources lie spread evenly over the batch."""
+        starts, stops = self._drawn(step), self._drawn(step + 1)
+        if len(self.orders) == 1:
+            draws = self.orders[0].draws(starts[0], stops[0], low, high)
+            return draws.rows, draws.epochs
+        counts = [stop - start for start, stop in zip(starts, stops, strict=True)]
+        places = np.concatenate([(np.arange(count) + 0.5) / count for count in counts])
+        source_of = np.repeat(np.arange(len(counts)), counts)[np.argsort(places, kind="stable")]
+        ids, epochs = np.empty(high - low, np.int64), np.empty(high - low, np.int64)
+        for s, order in enumerate(self.orders):
+            before = int((source_of[:low] == s).sum())
+            here = source_of[low:high] == s
+            draws = order.draws(starts[s], stops[s], before, before + int(here.sum()))
+            ids[here], epochs[here] = draws.rows + self._first_id[s], draws.epochs
+        return ids, epochs
 
     def micro_batch_size(self, num_ranks: int, num_micro: int) -> int:
         """Samples of one forward pass on one rank. Raises InputError where they don't divide the global batch."""
@@ -204,9 +196,49 @@ class DataPlan:
         """What `rank` decodes for the steps start_step <= s < num_steps, micro-batch by micro-batch."""
         size = self.micro_batch_size(num_ranks, num_micro)
         for step in range(start_step, num_steps):
-            start = step * self.global_batch_size + rank * num_micro * size
+            start = rank * num_micro * size
             for micro in range(num_micro):
-                yield self.stream(start + micro * size, start + (micro + 1) * size)
+                yield self.batch(step, start + micro * size, start + (micro + 1) * size)
+
+    def shard_uses(self, start_step: int, num_steps: int, rank: int = 0, num_ranks: int = 1) -> Iterator[PlannedShard]:
+        """The shards that `rank` reads in the steps start_step <= s < num_steps, in the order of their first use.
+
+        A batch that reaches over the end of an epoch may need a sample of a neighbouring rank's shard besides.
+        """
+        size, draws = self.micro_batch_size(num_ranks, 1), self._draws_per_step
+        low, high = rank * size, (rank + 1) * size
+        tiles = [
+            (max(low - t * draws, 0), min(high - t * draws, draws)) for t in range(low // draws, -(-high // draws))
+        ]
+        uses = [self._uses_of(s, tiles, start_step, num_steps) for s in range(len(self.orders))]
+        yield from heapq.merge(*uses, key=lambda use: use.first_step)
+
+    def _uses_of(self, s: int, tiles: list[tuple[int, int]], start_step: int, num_steps: int) -> Iterator[PlannedShard]:
+        order = self.orders[s]
+        streams = sorted(
+            {
+                stream
+                for low, high in tiles
+                for stream in range(
+                    low * order.num_streams // self._draws_per_step,
+                    -(-high * order.num_streams // self._draws_per_step),
+                )
+            }
+        )
+        start, stop = self._drawn(start_step)[s], self._drawn(num_steps)[s]
+        for window in order.windows(streams, start, stop):
+            first, last = (self._step_of(s, draw) for draw in (window.first_draw, window.last_draw))
+            for shard in window.shards:
+                yield PlannedShard(s, shard, first, last)
+
+    def _step_of(self, s: int, draw: int) -> int:
+        """The step in which a draw of source s falls."""
+        step = int(draw / (self._parts[s] * self._draws_per_step))
+        while self._drawn(step)[s] > draw:
+            step -= 1
+        while self._drawn(step + 1)[s] <= draw:
+            step += 1
+        return step
 
 
 class EvalPlan:
@@ -223,9 +255,10 @@ class EvalPlan:
 
     def batches(self, rank: int = 0, num_ranks: int = 1) -> Iterator[BatchRequest]:
         """The rank's batches; rows past the end are -1 and must be given weight 0."""
+        zeros = np.zeros(self.batch_size, np.int64)
         for batch in range(self.num_batches(num_ranks)):
             start = (batch * num_ranks + rank) * self.batch_size
             ids = np.full(self.batch_size, -1, np.int64)
             rows = self._ids[start : start + self.batch_size]
             ids[: len(rows)] = rows
-            yield BatchRequest(ids, np.zeros(self.batch_size, np.int64))
+            yield BatchRequest(ids, zeros, zeros)

@@ -5,12 +5,14 @@ Equal samples give equal bytes: times, owners and modes are fixed.
 """
 
 import itertools
+import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vitlight.data.columns import flush
 from vitlight.data.index import CLASS_NAMES_FILE, UNFINISHED_FILE, ShardIndex, build_index, load_index
@@ -18,9 +20,14 @@ from vitlight.data.progress import progress
 from vitlight.data.tar import IMAGE_EXTENSIONS
 from vitlight.errors import InputError
 
-__all__ = ["Sample", "ShardIndex", "build_index", "load_index", "unfinished", "write_shards"]
+__all__ = [
+    "DATASET_FILE", "SAMPLES_PER_SHARD", "STAGING_FOLDER", "Sample", "ShardIndex", "build_index", "describe_index",
+    "load_index", "shard_path", "unfinished", "write_class_names", "write_shard", "write_shards",
+]  # fmt: skip
 
 SAMPLES_PER_SHARD = 2_000
+DATASET_FILE = "dataset.json"  # beside packed shards: where they are from, the settings, the images of each class
+STAGING_FOLDER = ".staging"  # in an unfinished destination: what a source had to be unpacked to
 _KEY = re.compile(r"(?!__)(?:[^\0]*/)?[^./\0]+")
 
 
@@ -54,28 +61,33 @@ def write_shards(
         raise InputError(f"samples_per_shard={samples_per_shard}: a shard holds at least 1 sample")
     with unfinished(folder, overwrite), progress(title, num_samples, "images") as advance:
         if class_names is not None:
-            _write_class_names(folder, class_names)
+            write_class_names(folder, class_names)
         rest = iter(samples)
         shards: list[Path] = []
-        while chunk := list(itertools.islice(rest, samples_per_shard)):
-            shards.append(folder / f"shard-{len(shards):06d}.tar")
-            _write_shard(chunk, shards[-1])
-            advance(len(chunk))
+        for first in rest:
+            shards.append(shard_path(folder, len(shards)))
+            chunk = itertools.chain((first,), itertools.islice(rest, samples_per_shard - 1))
+            advance(write_shard(chunk, shards[-1]))
         if not shards:
             raise InputError(f"{folder}: there is no sample to write")
         return build_index(shards, folder / "index")
 
 
 @contextmanager
-def unfinished(folder: Path, overwrite: bool = False) -> Iterator[None]:
-    """Makes `folder`, empty but for a mark that is taken away when the block ends well.
+def unfinished(folder: Path, overwrite: bool = False, plan: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Makes `folder` with a mark that is taken away when the block ends well, and empties it of an earlier try.
 
-    A folder that carries the mark was left by a torn try and is emptied; with `overwrite` also one that was finished. Only
+    A folder that carries the mark was left by a torn try; with `overwrite` also one that was finished is emptied. Only
     what this package writes is removed: shards, indexes, class names, and folders of these; anything else: InputError.
+
+    With a `plan` (what defines the shards' bytes, as JSON) the mark holds it, and a torn try of an equal plan is kept: all
+    but what was half written. One of another plan that has shards raises InputError naming the first difference, unless
+    `overwrite`.
     """
     mark = folder / UNFINISHED_FILE
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: not a folder; choose another destination")
+    kept = False
     if folder.exists() and any(folder.iterdir()):
         if not overwrite and not mark.exists():
             raise InputError(f"{folder}: not empty; choose another destination, or overwrite")
@@ -84,18 +96,42 @@ def unfinished(folder: Path, overwrite: bool = False) -> Iterator[None]:
             raise InputError(
                 f"{folder}: holds {foreign[0].relative_to(folder)}, which vitlight did not write; choose another destination"
             )
+        kept = _can_go_on(folder, plan, overwrite)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        mark.touch()
-        for path in folder.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path != mark:
-                path.unlink()
+        if not kept:
+            mark.touch()
+            for path in folder.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path != mark:
+                    path.unlink()
+            if plan is not None:
+                mark.write_text(json.dumps(plan, indent=1), encoding="utf-8")
+        for path in folder.glob("*.part"):
+            path.unlink()
     except OSError as error:
         raise InputError(f"{folder}: can't write here ({error.strerror}); choose another destination") from error
     yield
     mark.unlink()
+
+
+def _can_go_on(folder: Path, plan: Mapping[str, Any] | None, overwrite: bool) -> bool:
+    """Whether what lies in `folder` is a torn try of this very plan."""
+    try:
+        begun = json.loads((folder / UNFINISHED_FILE).read_bytes())
+    except (OSError, ValueError):
+        return False
+    if begun == plan:
+        return True
+    if not overwrite and any(path.suffix == ".tar" for path in _all_files(folder)):
+        now = plan or {}
+        name = next((name for name in (*begun, *now) if begun.get(name) != now.get(name)), "plan")
+        raise InputError(
+            f"{folder}: shards with {name}={begun.get(name)} were begun here, this is {name}={now.get(name)}; "
+            "repeat the settings to go on, or overwrite"
+        )
+    return False
 
 
 def _all_files(folder: Path) -> Iterator[Path]:
@@ -103,8 +139,9 @@ def _all_files(folder: Path) -> Iterator[Path]:
 
 
 _OURS = re.compile(
-    rf"(?:[^/]+/)?(?:shard-\d{{6}}\.tar(?:\.part)?|{re.escape(CLASS_NAMES_FILE)}|{re.escape(UNFINISHED_FILE)}"
-    r"|index/[^/]+/(?:[a-z_]+\.npy|meta\.json))"
+    r"(?:[^/]+/)?(?:shard-\d{6,}\.tar(?:\.part)?|index/.+"
+    rf"|{re.escape(CLASS_NAMES_FILE)}|{re.escape(UNFINISHED_FILE)}|{re.escape(DATASET_FILE)})"
+    rf"|{re.escape(STAGING_FOLDER)}/[^/]+/[^/]+"
 )
 
 
@@ -112,7 +149,8 @@ def _is_ours(path: Path) -> bool:
     return _OURS.fullmatch(path.as_posix()) is not None
 
 
-def _write_class_names(folder: Path, class_names: Sequence[str]) -> None:
+def write_class_names(folder: Path, class_names: Sequence[str]) -> None:
+    """Writes `classes.txt`. Raises InputError for names that could not be read back: empty, of two lines, or twice."""
     for name in class_names:
         if len(name.splitlines()) != 1:
             raise InputError(f"class name {name!r}: a class name is one line of text, not empty")
@@ -122,17 +160,28 @@ def _write_class_names(folder: Path, class_names: Sequence[str]) -> None:
     (folder / CLASS_NAMES_FILE).write_text("".join(f"{name}\n" for name in class_names), encoding="utf-8")
 
 
-def _write_shard(samples: Sequence[Sample], path: Path) -> None:
+def shard_path(folder: Path, number: int) -> Path:
+    return folder / f"shard-{number:06d}.tar"
+
+
+def write_shard(samples: Iterable[Sample], path: Path) -> int:
+    """Writes one shard, beside and then renamed, one sample in memory at a time; the number of samples.
+
+    Raises InputError for a key or an extension that could not be read back.
+    """
     import webdataset  # imports torch: 1.3 s
 
+    count = 0
     beside = path.with_name(path.name + ".part")
     with beside.open("wb") as file:
         with webdataset.TarWriter(file, encoder=False, mtime=0, format="PAX_FORMAT") as writer:
             for sample in samples:
                 _check_sample(sample)
                 writer.write({"__key__": sample.key, "cls": str(sample.label).encode(), sample.extension: sample.image})
+                count += 1
         flush(file)
     beside.rename(path)
+    return count
 
 
 def _check_sample(sample: Sample) -> None:
@@ -144,3 +193,13 @@ def _check_sample(sample: Sample) -> None:
         raise InputError(
             f"sample {sample.key!r}: extension {sample.extension!r} is none of {', '.join(sorted(IMAGE_EXTENSIONS))}"
         )
+
+
+def describe_index(name: str, index: ShardIndex) -> str:
+    """`train: 50,000 images of 10 classes in 25 shards, 112.3 MB, digest 0123456789ab: FOLDER`; shards are local files."""
+    shards = [Path(shard) for shard in index.shards]
+    megabytes = sum(path.stat().st_size for path in shards) / 1e6
+    return (
+        f"{name}: {len(index):,} images of {index.num_classes:,} classes in {len(shards):,} shards, "
+        f"{megabytes:,.1f} MB, digest {index.digest[:12]}: {shards[0].parent}"
+    )

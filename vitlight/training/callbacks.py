@@ -151,7 +151,8 @@ class Record(pl.Callback):
         self._tick()
         step = trainer.global_step
         times = {"time/wall_seconds": self.wall_seconds, "time/device_seconds": self.device_seconds}
-        full = {"event": event, "step": step, **module.axes(), **times, **row}
+        skipped = {"data/skipped_samples": len(self.run.skipped(step))}
+        full = {"event": event, "step": step, **module.axes(), **skipped, **times, **row}
         self.run.append(full)
         numbers = {name: value for name, value in full.items() if "/" in name and isinstance(value, (int, float))}
         try:

@@ -1,6 +1,6 @@
 """ImageClassifier: the one LightningModule, for every architecture."""
 
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -19,7 +19,7 @@ from vitlight.training.schedule import Duration, WarmupCosine
 
 __all__ = ["ImageClassifier", "axes_at"]
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]
 _DROPOUT = 21
 
 
@@ -47,7 +47,9 @@ class ImageClassifier(pl.LightningModule):
         duration: How long to train.
         optimizer: AdamW and its settings.
         schedule: Of the learning rate, as a function of samples seen.
-        label_smoothing: Part of the target spread evenly over all classes, in [0, 1); training only.
+        loss: `softmax` cross-entropy, or `sigmoid`: the sum of a binary cross-entropy for each class, for images that may
+            have several labels.
+        label_smoothing: Part of the target spread evenly over all classes, in [0, 1); training only, softmax only.
         model_options: Further fields of the architecture's config, for example `{drop_path_rate: 0.1}`.
         compile: Compile the network with torch.compile.
         seed: Of weights and dropout; linked to `seed_everything`.
@@ -62,6 +64,7 @@ class ImageClassifier(pl.LightningModule):
         duration: Duration = Duration(),  # noqa: B008  frozen
         optimizer: AdamW = AdamW(),  # noqa: B008  frozen
         schedule: WarmupCosine = WarmupCosine(),  # noqa: B008  frozen
+        loss: Literal["softmax", "sigmoid"] = "softmax",
         label_smoothing: float = 0.0,
         model_options: dict[str, Any] | None = None,
         compile: bool = False,
@@ -70,9 +73,13 @@ class ImageClassifier(pl.LightningModule):
         super().__init__()
         if not 0.0 <= label_smoothing < 1.0:
             raise InputError(f"model.label_smoothing={label_smoothing} is not in [0, 1)")
+        if loss == "sigmoid" and label_smoothing:
+            raise InputError(
+                f"model.label_smoothing={label_smoothing} has no meaning with model.loss=sigmoid; set it to 0"
+            )
         self.arch, self.family = arch, arch_family(arch)
         self.duration, self.optimizer, self.schedule = duration, optimizer, schedule
-        self.label_smoothing, self.seed = label_smoothing, seed
+        self.loss, self.label_smoothing, self.seed = loss, label_smoothing, seed
         torch.manual_seed(seed)
         self.model = build_model(
             arch, num_classes=num_classes, image_size=image_size, in_channels=in_channels, **(model_options or {})
@@ -147,8 +154,17 @@ class ImageClassifier(pl.LightningModule):
         torch.manual_seed(int(hash_words(_DROPOUT, self.seed, step, batch_idx, rank)[0] >> 1))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        logits = self.model(batch["image"])
-        return F.cross_entropy(logits.float(), batch["label"], label_smoothing=self.label_smoothing)
+        losses = self._losses(self.model(batch["image"]).float(), batch, self.label_smoothing)
+        return (losses * batch["weight"]).mean()
+
+    def _losses(self, logits: Tensor, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
+        """The loss of each image, (B,). Under softmax, several labels share the target evenly."""
+        target = batch.get("target")
+        if self.loss == "sigmoid":
+            dense = F.one_hot(batch["label"], logits.shape[1]).float() if target is None else target
+            return F.binary_cross_entropy_with_logits(logits, dense, reduction="none").sum(1)
+        wanted = batch["label"] if target is None else target / target.sum(1, keepdim=True)
+        return F.cross_entropy(logits, wanted, reduction="none", label_smoothing=label_smoothing)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(self.val_accuracy, batch)
@@ -158,8 +174,10 @@ class ImageClassifier(pl.LightningModule):
 
     def _evaluate(self, accuracy: ExactAccuracy, batch: Batch) -> None:
         logits = self.model(batch["image"]).float()
-        losses = F.cross_entropy(logits, batch["label"], reduction="none")
-        accuracy.update(logits, batch["label"], losses, batch["weight"])
+        labels = batch["label"]
+        if "target" in batch:  # several labels: any of them is right, so the highest ranked counts
+            labels = logits.masked_fill(batch["target"] == 0, -torch.inf).argmax(1)
+        accuracy.update(logits, labels, self._losses(logits, batch), batch["weight"])
 
     def on_validation_epoch_end(self) -> None:
         self._close_evaluation("val", self.val_accuracy, len(self.images.val_ids))

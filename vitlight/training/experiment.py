@@ -15,8 +15,10 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from vitlight.cost import count_params, forward_macs, train_flops
-from vitlight.data.augment import CropAndFlip
+from vitlight.data.augment import Augmentation
 from vitlight.data.datamodule import ShardedImages
+from vitlight.data.labels import LabelSource
+from vitlight.data.mixing import Mixing
 from vitlight.errors import InputError, did_you_mean
 from vitlight.models import build_model
 from vitlight.training.classifier import ImageClassifier
@@ -50,7 +52,9 @@ _DERIVED = {
 # The settings of the trainer that take part in the result; devices, loggers and the like do not.
 _TRAINER_IDENTITY = ("precision", "gradient_clip_val", "gradient_clip_algorithm", "sync_batchnorm")
 _GROUPS = ("model", "data", "run", "trainer")
-_DATA_NOT_IDENTITY = ("train", "test", "index_dir", "num_workers", "eval_batch_size")
+_DATA_NOT_IDENTITY = (
+    *("train", "test", "index_dir", "cache_dir", "cache_gib", "num_workers", "eval_batch_size", "max_skipped_samples"),
+)
 _MODEL_NOT_IDENTITY = ("compile",)
 
 
@@ -177,7 +181,9 @@ class ExperimentCLI(LightningCLI):
 
     def build_data(self) -> ShardedImages:
         settings = dict(vars(self.settings.data))
-        return ShardedImages(**{**settings, "augmentation": CropAndFlip(**vars(settings["augmentation"]))})
+        for name, group in (("augmentation", Augmentation), ("mixing", Mixing), ("labels", LabelSource)):
+            settings[name] = group(**vars(settings[name]))
+        return ShardedImages(**settings)
 
     def build_model_settings(self) -> dict[str, Any]:
         """Arguments of ImageClassifier, checked."""

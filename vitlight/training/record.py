@@ -7,7 +7,7 @@ import math
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,17 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _is_before(line: str, step: int) -> bool:
+    """False also for a line that a kill tore."""
+    try:
+        return bool(json.loads(line)["step"] < step)
+    except ValueError:
+        return False
+
+
 class RunDirectory:
-    """`runs/NAME/RUN_ID/` with experiment.yaml, metrics.jsonl, result.json and checkpoints/."""
+    """`runs/NAME/RUN_ID/` with experiment.yaml, metrics.jsonl, result.json, checkpoints/ and, where images were left out,
+    skipped.jsonl."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -32,6 +41,7 @@ class RunDirectory:
         self.metrics_path = path / "metrics.jsonl"
         self.result_path = path / "result.json"
         self.experiment_path = path / "experiment.yaml"
+        self.skipped_path = path / "skipped.jsonl"
 
     def create(self) -> None:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -78,6 +88,25 @@ class RunDirectory:
             return []
         lines = self.metrics_path.read_text().split("\n")
         return [json.loads(line) for line in lines[:-1]]
+
+    def append_skipped(self, step: int, faults: Sequence[str]) -> None:
+        """Note images that a step left out. Any rank may: each line is appended in one piece."""
+        lines = "".join(json.dumps({"step": step, "fault": fault}) + "\n" for fault in faults)
+        with self.skipped_path.open("a") as file:
+            file.write(lines)
+
+    def skipped(self, before_step: int) -> list[str]:
+        """The faults of the images left out by the steps before `before_step`, once for each time."""
+        if not self.skipped_path.exists():
+            return []
+        rows = [json.loads(line) for line in self.skipped_path.read_text().splitlines()]
+        return [row["fault"] for row in rows if row["step"] < before_step]
+
+    def rewind_skipped(self, step: int) -> None:
+        """Drop what the steps from `step` on left out; they will be run again."""
+        if self.skipped_path.exists():
+            rows = [line for line in self.skipped_path.read_text().splitlines() if _is_before(line, step)]
+            write_atomically(self.skipped_path, "".join(f"{row}\n" for row in rows))
 
     def read_result(self) -> dict[str, Any] | None:
         return json.loads(self.result_path.read_text()) if self.result_path.exists() else None

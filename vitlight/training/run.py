@@ -20,6 +20,7 @@ from vitlight.training.checkpoint import newest_checkpoint, write_atomically
 from vitlight.training.classifier import ImageClassifier, axes_at
 from vitlight.training.experiment import ExperimentCLI, ResolvedRun, RunSettings, resolve
 from vitlight.training.record import RunDirectory, code_commit, package_versions
+from vitlight.training.skipped import SkippedSamples
 from vitlight.training.wandb import build_wandb_logger, is_rank_zero, update_summary
 
 __all__ = ["DIVERGED", "execute", "fit"]
@@ -75,7 +76,8 @@ class _Fit:
             evaluate_every = max(1, -(-self.resolved.steps // self.settings.num_evaluations))
         record = Record(self.run, self.settings.log_every_steps)
         checkpoints = Checkpoints(self.run, self.settings.checkpoint_every_steps, evaluate_every)
-        trainer = self._build_trainer([record, checkpoints], evaluate_every)
+        skipped = SkippedSamples(self.run, data.max_skipped_samples)
+        trainer = self._build_trainer([skipped, record, checkpoints], evaluate_every)
         data.plan.micro_batch_size(trainer.world_size, trainer.accumulate_grad_batches)
         try:
             self._train_and_evaluate(trainer, model, data, record)
@@ -192,6 +194,7 @@ class _Fit:
             "global_batch_size": resolved.global_batch_size,
             "horizon_samples": resolved.horizon_samples,
             **{name.partition("/")[2]: value for name, value in axes.items()},
+            "skipped_samples": len(self.run.skipped(trainer.global_step)),
             "wall_seconds": record.wall_seconds,
             "device_seconds": record.device_seconds,
             "images_per_second": axes["data/samples_seen"] / seconds if seconds else None,

@@ -1,0 +1,83 @@
+"""A worker's batches: what is in them, and what becomes of images that can't be decoded."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import tiny_sample
+from vitlight.data.augment import Augmentation
+from vitlight.data.batches import ImageBatches, ImageSource
+from vitlight.data.index import load_index
+from vitlight.data.labels import LabelSource
+from vitlight.data.plan import BatchRequest
+from vitlight.data.store import LocalStore
+from vitlight.errors import InputError
+
+
+def request(*ids: int) -> BatchRequest:
+    zeros = np.zeros(len(ids), np.int64)
+    return BatchRequest(np.array(ids), zeros, zeros)
+
+
+def batches_of(index, **changes) -> ImageBatches:
+    settings = {"size": 28, "channels": 3, "seed": 0, "augmentation": Augmentation(), "eval_crop": 1.0}
+    return ImageBatches([ImageSource(index, LocalStore(index.shards))], **{**settings, **changes})
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """Five images in one shard; numbers 1 and 3 break off in the middle of their data but keep their ends."""
+    import webdataset
+
+    with webdataset.TarWriter(str(tmp_path / "x.tar"), encoder=False) as writer:
+        for i in range(5):
+            image = bytearray(tiny_sample(i * 3 + 1, "train").image)  # a PNG
+            if i in (1, 3):
+                image[100:-100] = bytes(len(image) - 200)
+            writer.write({"__key__": f"k{i}", "png": bytes(image), "cls": str(i % 4).encode()})
+    return load_index(tmp_path / "x.tar")
+
+
+def test_undecodable_images_stop_with_shard_and_key(damaged):
+    for augmentation in (Augmentation(), None):
+        with pytest.raises(InputError, match=r"image 'k1' in shard .*x\.tar can't be decoded: "):
+            batches_of(damaged, augmentation=augmentation)[request(0, 1, 2)]
+
+
+def test_undecodable_images_are_left_out_with_weight_0(damaged):
+    batch = batches_of(damaged, skip_undecodable=True)[request(1, 0, 3, 4)]
+    assert batch["weight"].tolist() == [0, 1, 0, 1]
+    assert [fault.split("'")[1] for fault in batch["skipped"]] == ["k1", "k3"]
+    alone = batches_of(damaged)[request(0, 4)]
+    assert torch.equal(batch["image"][1], alone["image"][0])
+    assert torch.equal(batch["image"][0], alone["image"][0])  # a stand-in: no blank image reaches batch statistics
+    nothing = batches_of(damaged, skip_undecodable=True)[request(1, 3)]
+    assert nothing["weight"].tolist() == [0, 0]
+    assert not nothing["image"].any()
+    assert alone["skipped"] == []
+
+
+def test_several_labels_of_an_image_travel_as_pairs(tmp_path):
+    import webdataset
+
+    wanted = [[2], [0, 3], [1, 2, 3]]
+    with webdataset.TarWriter(str(tmp_path / "x.tar"), encoder=False) as writer:
+        for i, labels in enumerate(wanted):
+            described = json.dumps({"label": labels}).encode()
+            writer.write({"__key__": f"k{i}", "png": tiny_sample(i * 3 + 1, "train").image, "json": described})
+    index = load_index(tmp_path / "x.tar", labels=LabelSource(multi=True))
+    batch = batches_of(index)[request(2, -1, 0, 1)]
+    assert batch["label"].tolist() == [1, 0, 2, 0]
+    pairs = list(zip(batch["more_rows"].tolist(), batch["more_labels"].tolist(), strict=True))
+    assert pairs == [(0, 2), (0, 3), (3, 3)]
+    assert batch["weight"].tolist() == [1, 0, 1, 1]
+
+
+def test_an_image_is_the_same_in_whatever_batch_it_comes(tiny_shards):
+    index = load_index(tiny_shards / "train")
+    batches = batches_of(index, augmentation=Augmentation(policy="trivialaugment"))
+    whole = batches[request(*range(12))]["image"]
+    for i in (0, 5, 11):
+        assert torch.equal(batches[request(-1, i, 3)]["image"][1], whole[i])
