@@ -74,7 +74,7 @@ def test_the_recorded_config_gives_the_same_run(fit_args, tmp_path):
         ("--model.duration.epochs=1", "has epochs, samples set"),
         ("--data.train=/no/such/folder", "/no/such/folder"),
         ("--data.num_classes=3", r"label 3, but data\.num_classes=3 allows 0 to 2"),
-        ("--data.num_train_samples=161", r"data\.num_train_samples=161 asks for 161 .* has 160"),
+        ("--data.num_train_samples=161", r"data\.num_train_samples=161 asks for 161 .* there are 160"),
         ("--data.num_train_samples=0", r"data\.num_train_samples=0 asks for 0 images"),
         ("--data.train_fraction=0.001", r"data\.train_fraction=0\.001 asks for 0 images"),
         ("--data.image_size=30", "30"),

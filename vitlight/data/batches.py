@@ -153,15 +153,18 @@ class ImageBatches(Dataset[Batch]):
         return crop
 
     def _more_labels(self, located: Sequence[Located]) -> dict[str, Tensor]:
-        rows, labels = [], []
-        for sample in located:
-            index = sample.source.index
-            if index.is_multi_label:
-                for label in index.labels_of(np.array([sample.row]))[0][1:].tolist():
-                    rows.append(sample.place)
-                    labels.append(label)
+        places: list[int] = []
+        labels: list[int] = []
+        for source in self.sources:
+            if not source.index.is_multi_label:
+                continue
+            here = [sample for sample in located if sample.source is source]
+            all_labels = source.index.labels_of(np.array([sample.row for sample in here], np.int64))
+            for sample, several in zip(here, all_labels, strict=True):
+                labels += several[1:].tolist()
+                places += [sample.place] * (len(several) - 1)
         return {
-            "more_rows": torch.tensor(rows, dtype=torch.int64),
+            "more_rows": torch.tensor(places, dtype=torch.int64),
             "more_labels": torch.tensor(labels, dtype=torch.int64),
         }
 
