@@ -187,7 +187,7 @@ def measure_worker(folder: Path, num_batches: int) -> dict[str, float]:
             request = training.plan.batch(number * stride)
             yield BatchRequest(request.ids[:64], request.epochs[:64], request.repeats[:64], request.step)
 
-    loader = build_loader(batches, Requests(num_batches, requests), num_workers=1)
+    loader = build_loader(batches, Requests(num_batches, requests), num_workers=1, batch_size=64)
     largest = last = 0.0
     for number, _ in enumerate(loader):
         if number % 16 == 15:
@@ -220,7 +220,7 @@ def measure_epochs(folder: Path, num_epochs: int) -> dict[str, float]:
         eval_crop=1.0,
     )
     steps = 2000 // 50 * num_epochs
-    loader = build_loader(batches, Requests(steps, lambda: training.plan.micro_batches(0, steps)), num_workers=2)
+    loader = build_loader(batches, Requests(steps, lambda: training.plan.micro_batches(0, steps)), num_workers=2, batch_size=50)
     found = {}
     for number, _ in enumerate(loader, start=1):
         if number in (steps // 10, steps - 10):

@@ -59,6 +59,34 @@ def test_undecodable_images_are_left_out_with_weight_0(damaged):
     assert alone["skipped"] == []
 
 
+@pytest.fixture
+def damaged_jpeg(tmp_path):
+    """One JPEG with a run of zeros in the middle: only decoding it to its end shows that."""
+    import io
+
+    import webdataset
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    small = np.random.default_rng(0).integers(0, 255, (20, 20, 3), np.uint8)
+    Image.fromarray(small).resize((320, 320), Image.Resampling.BICUBIC).save(buffer, "jpeg", quality=90)
+    image = bytearray(buffer.getvalue())
+    image[1000:1200] = bytes(200)
+    with webdataset.TarWriter(str(tmp_path / "x.tar"), encoder=False) as writer:
+        writer.write({"__key__": "k", "jpg": bytes(image), "cls": b"0"})
+    return load_index(tmp_path / "x.tar")
+
+
+def test_damage_is_noticed_whatever_the_crop(damaged_jpeg):
+    """So in the first epoch, and always where damage may be left out, JPEGs are decoded to their end."""
+    for epoch in range(20):
+        asked = BatchRequest(np.array([0]), np.array([epoch]), np.array([0]))
+        assert batches_of(damaged_jpeg, skip_undecodable=True)[asked]["weight"].tolist() == [0]
+        if epoch == 0:
+            with pytest.raises(InputError, match="'k' in shard"):
+                batches_of(damaged_jpeg)[asked]
+
+
 def test_several_labels_of_an_image_travel_as_pairs(tmp_path):
     import webdataset
 

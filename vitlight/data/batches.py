@@ -85,23 +85,32 @@ class ImageBatches(Dataset[Batch]):
         self._batches_until_release = _RELEASE_BATCHES
 
     def __getitem__(self, request: BatchRequest) -> Batch:
+        return self.load(request, torch.empty(len(request.ids), self.size, self.size, self.channels, dtype=torch.uint8))
+
+    def load(self, request: BatchRequest, images: Tensor) -> Batch:
+        """The batch, with its pixels written to `images` (B, S, S, C)."""
         located, labels, key_hash = self.locate(request.ids)
         weight = np.zeros(len(request.ids), np.float32)
-        images = torch.zeros(len(request.ids), self.size, self.size, self.channels, dtype=torch.uint8)
         draws = None
         if self.augmentation is not None:
             draws = self.augmentation.draws(self.seed, request.epochs, key_hash, request.repeats)
         skipped: list[str] = []
         for sample in located:
             try:
-                images[sample.place] = self._view(sample.read(), None if draws is None else draws[sample.place])
+                # With no allowance for damage, an image of a later epoch was decoded whole in the first, or the run stopped.
+                is_sound = not self.skip_undecodable and request.epochs[sample.place] > 0
+                images[sample.place] = self._view(
+                    sample.read(), None if draws is None else draws[sample.place], is_sound
+                )
                 weight[sample.place] = 1.0
             except DecodeError as error:
                 if not self.skip_undecodable:
                     raise InputError(sample.fault(error)) from error
                 skipped.append(sample.fault(error))
-        if skipped and weight.any():  # batch statistics must not see blank images
-            images[torch.from_numpy(weight == 0)] = images[int(np.argmax(weight))].clone()
+        # Padding is black; in the place of a skipped image stands another, since batch statistics must not see a blank one.
+        stand_in = images[int(np.argmax(weight))] if skipped and weight.any() else 0
+        for place in np.flatnonzero(weight == 0).tolist():
+            images[place] = stand_in
         batch = {
             "image": images.permute(0, 3, 1, 2),
             "label": torch.from_numpy(labels),
@@ -132,7 +141,7 @@ class ImageBatches(Dataset[Batch]):
             ]
         return located, labels, key_hash
 
-    def _view(self, encoded: bytes, draws: NDArray[np.float64] | None) -> Tensor:
+    def _view(self, encoded: bytes, draws: NDArray[np.float64] | None, is_sound: bool) -> Tensor:
         """Pixels (S, S, C) of a training crop, or of the evaluation view where there are no draws."""
         if self.augmentation is None or draws is None:
             return resize_and_centre(decode_image(encoded, self.channels), self.size, self.eval_crop)

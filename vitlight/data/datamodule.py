@@ -104,8 +104,13 @@ class ShardedImages(pl.LightningDataModule):
             raise InputError(f"data.channels={channels} is not 1 or 3")
         if not 0.0 < eval_crop <= 1.0:
             raise InputError(f"data.eval_crop={eval_crop} is not in (0, 1]")
-        if max_skipped_samples < 0:
-            raise InputError(f"data.max_skipped_samples={max_skipped_samples} is not at least 0")
+        for name, value, least in (
+            ("num_classes", num_classes, 1),
+            ("num_workers", num_workers, 0),
+            ("max_skipped_samples", max_skipped_samples, 0),
+        ):
+            if value < least:
+                raise InputError(f"data.{name}={value} is not at least {least}")
         if not cache_gib > 0:
             raise InputError(f"data.cache_gib={cache_gib} is not above 0")
         self.train_source, self.test_source = train, test
@@ -213,13 +218,13 @@ class ShardedImages(pl.LightningDataModule):
                 num_workers=self.num_workers,
             ),
         )
-        return build_loader(self._batches(*self.train_indexes, training=True), requests, self.num_workers)
+        return build_loader(self._batches(*self.train_indexes, training=True), requests, self.num_workers, size)
 
     def _eval_loader(self, indexes: tuple[ShardIndex, ...], ids: NDArray[np.int64]) -> DataLoader[Batch]:
         rank, num_ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         plan = EvalPlan(ids, self.eval_batch_size)
         requests = Requests(plan.num_batches(num_ranks), lambda: plan.batches(rank, num_ranks))
-        return build_loader(self._batches(*indexes, training=False), requests, self.num_workers)
+        return build_loader(self._batches(*indexes, training=False), requests, self.num_workers, self.eval_batch_size)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         return self._eval_loader(self.train_indexes, self.val_ids) if len(self.val_ids) else []

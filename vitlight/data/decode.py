@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from vitlight.data.jpeg import DamagedJpegError, decode_rows, decode_whole
+
 __all__ = [
     "Box",
     "DecodeError",
@@ -26,7 +28,7 @@ Box = tuple[int, int, int, int]
 """top, left, height, width"""
 
 _JPEG_MAGIC = b"\xff\xd8\xff"
-_MODES = {1: ("GRAY", "L"), 3: ("RGB", "RGB")}
+_MODES = {1: "L", 3: "RGB"}
 
 
 class DecodeError(ValueError):
@@ -35,15 +37,16 @@ class DecodeError(ValueError):
 
 def decode_image(encoded: bytes, channels: int = 3) -> Pixels:
     """Pixels (H, W, C) in 0..255, converted to `channels` = 3 (RGB) or 1 (luma), as accurately as the decoder can."""
-    jpeg_mode, pillow_mode = _MODES[channels]
     if encoded.startswith(_JPEG_MAGIC):
         try:
-            return simplejpeg.decode_jpeg(encoded, colorspace=jpeg_mode, fastdct=False, fastupsample=False)
+            return decode_whole(encoded, channels)
+        except DamagedJpegError as error:
+            raise DecodeError(str(error)) from error
         except ValueError:
-            pass  # CMYK and other rare JPEGs: Pillow decodes them, or says what is wrong
+            pass  # rare kinds: Pillow decodes them, or says what is wrong
     try:
         with Image.open(io.BytesIO(encoded)) as image:
-            pixels = np.array(_in_mode(image, pillow_mode))
+            pixels = np.array(_in_mode(image, _MODES[channels]))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DecodeError(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
@@ -59,50 +62,48 @@ def _in_mode(image: Image.Image, mode: str) -> Image.Image:
     return image.convert(mode)
 
 
-def decode_crop(encoded: bytes, channels: int, size: int, choose_box: Callable[[int, int], Box]) -> Tensor:
+def decode_crop(
+    encoded: bytes, channels: int, size: int, choose_box: Callable[[int, int], Box], *, is_sound: bool = False
+) -> Tensor:
     """A training crop, uint8 (size, size, C): the box that `choose_box(height, width)` gives, resized."""
-    return crop_and_resize(*decode_for_crop(encoded, channels, size, choose_box), size)
+    return crop_and_resize(*decode_for_crop(encoded, channels, size, choose_box, is_sound=is_sound), size)
 
 
 def decode_for_crop(
-    encoded: bytes, channels: int, size: int, choose_box: Callable[[int, int], Box]
+    encoded: bytes, channels: int, size: int, choose_box: Callable[[int, int], Box], *, is_sound: bool = False
 ) -> tuple[Pixels, Box]:
     """Pixels of an image, perhaps made smaller, and the box in them that `choose_box(height, width)` gives.
 
     A JPEG whose crop is at least twice `size` is decoded at a half, a quarter or an eighth of its size, in the inverse
     cosine transform, which costs a fraction of decoding it whole; and its colours, stored at half the resolution, are not
-    interpolated before the resize. Evaluation takes neither short cut: see decode_image.
+    interpolated before the resize. Evaluation takes neither short cut: see decode_image. One that is known to be sound is
+    decoded no further than the last row of the crop, which changes no pixel of it.
     """
     if encoded.startswith(_JPEG_MAGIC):
         try:
             height, width, _, _ = simplejpeg.decode_jpeg_header(encoded)
             box = choose_box(height, width)
             factor = next((f for f in (8, 4, 2) if min(box[2:]) >= f * size), 1)
-            pixels = simplejpeg.decode_jpeg(
-                encoded,
-                colorspace=_MODES[channels][0],
-                fastdct=False,
-                fastupsample=True,
-                # Just what 1/factor gives. (Factors between exist, but without a fast transform: 3/8 takes longer than 1/2.)
-                min_height=-(-height // factor),
-                min_width=-(-width // factor),
-                min_factor=factor,
-            )
+            last_row = box[0] + box[2] if is_sound else height
+            pixels = decode_rows(encoded, channels, height, width, last_row, factor)
+        except DamagedJpegError as error:
+            raise DecodeError(str(error)) from error
         except ValueError:
             pass
         else:
-            return pixels, _scaled(box, (height, width), pixels.shape[:2])
+            return pixels, _scaled(box, factor, pixels.shape[:2])
     pixels = decode_image(encoded, channels)
     return pixels, choose_box(*pixels.shape[:2])
 
 
-def _scaled(box: Box, full: tuple[int, ...], decoded: tuple[int, ...]) -> Box:
-    if full == decoded:
+def _scaled(box: Box, factor: int, decoded: tuple[int, ...]) -> Box:
+    """The box in an image of 1/factor of the size, of which `decoded` (rows, columns) are there."""
+    if factor == 1:
         return box
-    (top, left, height, width), (vertical, horizontal) = box, (decoded[0] / full[0], decoded[1] / full[1])
-    first_row, first_column = round(top * vertical), round(left * horizontal)
-    last_row = min(max(round((top + height) * vertical), first_row + 1), decoded[0])
-    last_column = min(max(round((left + width) * horizontal), first_column + 1), decoded[1])
+    (top, left, height, width), (num_rows, num_columns) = box, decoded
+    first_row, first_column = round(top / factor), round(left / factor)
+    last_row = min(max(round((top + height) / factor), first_row + 1), num_rows)
+    last_column = min(max(round((left + width) / factor), first_column + 1), num_columns)
     return first_row, first_column, last_row - first_row, last_column - first_column
 
 

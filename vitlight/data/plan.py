@@ -23,9 +23,23 @@ from vitlight.data.order import SampleOrder
 from vitlight.data.subset import Rows
 from vitlight.errors import InputError
 
-__all__ = ["BatchRequest", "DataPlan", "EvalPlan", "PlanSource", "PlannedShard", "hash_words", "uniforms"]
+__all__ = [
+    "BatchRequest",
+    "DataPlan",
+    "EvalPlan",
+    "PlanSource",
+    "PlannedShard",
+    "count_steps",
+    "hash_words",
+    "uniforms",
+]
 
 Int64 = NDArray[np.int64]
+
+
+def count_steps(samples: float, global_batch_size: int) -> int:
+    """Optimizer steps of a run over so many samples: rounded to nearest, at least 1."""
+    return max(1, round(samples / global_batch_size))
 
 
 @dataclass(frozen=True)
@@ -139,6 +153,10 @@ class DataPlan:
         steps, rest = divmod(samples_seen, self.global_batch_size)
         assert rest == 0, f"{samples_seen} samples are no whole number of steps"
         return sum(min(count, order.num_samples) for count, order in zip(self._drawn(steps), self.orders, strict=True))
+
+    def samples_of_sources(self, num_steps: int) -> list[int]:
+        """How many of the samples of the first `num_steps` steps come from each source."""
+        return [draws * self.num_repeats for draws in self._drawn(num_steps)]
 
     def _drawn(self, steps: int) -> list[int]:
         """Draws from each source in the first `steps` steps: its part rounded down; the largest takes what is left."""

@@ -1,5 +1,6 @@
 """What a run trains on and holds out: indexes opened, samples chosen, the plan made. Needs neither torch nor lightning."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,6 +12,8 @@ from vitlight.data.cache import ShardCache
 from vitlight.data.index import ShardIndex, load_index
 from vitlight.data.labels import LabelSource
 from vitlight.data.plan import DataPlan, PlanSource
+from vitlight.data.shard_set import shard_place
+from vitlight.data.sources import shown
 from vitlight.data.subset import SubsetRule, choose_rows
 from vitlight.errors import InputError
 
@@ -45,12 +48,30 @@ class TrainingSet:
 
 
 def named_sources(source: Source) -> list[tuple[str | list[str], float]]:
-    """(shards, weight) of each source of `data.train`."""
+    """(shards, weight) of each source of `data.train`. Raises InputError for a weight that is none."""
     if not isinstance(source, Mapping):
+        _check_no_mixture(source)
         return [(source, 1.0)]
     if not source:
         raise InputError("data.train={} names no shards")
+    for shards, weight in source.items():
+        if not (weight > 0 and math.isfinite(weight)):
+            raise InputError(f"data.train: the weight {weight} of {shards} is not a number above 0")
     return [(shards, float(weight)) for shards, weight in source.items()]
+
+
+def _check_no_mixture(source: str | Sequence[str]) -> None:
+    """A mixture of which a weight is no number comes here as text; it must not be taken for a brace pattern."""
+    if not (isinstance(source, str) and source.startswith("{") and source.endswith("}") and ":" in source):
+        return
+    import yaml
+
+    try:
+        content = yaml.safe_load(source)
+    except yaml.YAMLError:
+        return
+    if isinstance(content, dict) and any(weight is not None for weight in content.values()):
+        raise InputError(f"data.train={source} is no mixture: {{shards: weight}}, each weight a number above 0")
 
 
 def check_labels(index: ShardIndex, num_classes: int, setting: str) -> None:
@@ -83,7 +104,7 @@ def open_training_set(
     """Opens or builds the indexes of `source`, splits and thins each by `rule`, and plans over them.
 
     With several sources every fraction is taken of each, and a number of samples can't be given. Raises InputError for what
-    load_index, choose_rows and DataPlan refuse, and where two sources name their classes differently.
+    load_index, choose_rows and DataPlan refuse, and where two sources name their classes differently or share a shard.
     """
     named = named_sources(source)
     if len(named) > 1 and rule.num_samples is not None:
@@ -104,6 +125,8 @@ def open_training_set(
         first_id += len(index)
         described.append(index.digest if len(named) == 1 else f"{index.digest}*{weight:g}")
         indexes.append(index)
+    if len(indexes) > 1:
+        _check_apart(indexes)
     plan = DataPlan(
         sources,
         seed=seed,
@@ -113,3 +136,14 @@ def open_training_set(
         num_repeats=num_repeats,
     )
     return TrainingSet(tuple(indexes), plan, np.concatenate(val_ids), "+".join(described))
+
+
+def _check_apart(indexes: Sequence[ShardIndex]) -> None:
+    """An image of two sources would be two, and might be held out in one of them and trained on in the other."""
+    seen: set[str] = set()
+    for index in indexes:
+        for shard in index.shards:
+            place = shard_place(shard)
+            if place in seen:
+                raise InputError(f"data.train: {shown(shard)} is in two of its sources; name each shard once")
+            seen.add(place)

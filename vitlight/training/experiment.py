@@ -56,6 +56,7 @@ _DATA_NOT_IDENTITY = (
     *("train", "test", "index_dir", "cache_dir", "cache_gib", "num_workers", "eval_batch_size", "max_skipped_samples"),
 )
 _MODEL_NOT_IDENTITY = ("compile",)
+_MAX_SEED = 2**32 - 1  # NumPy's
 
 
 @dataclass(frozen=True)
@@ -261,6 +262,9 @@ def _setting_names(subcommand: str) -> set[str]:
 
 def resolve(cli: ExperimentCLI, data: ShardedImages) -> ResolvedRun:
     """Check everything that can be checked without training, and say what the run will be."""
+    seed = cli.settings.seed_everything
+    if isinstance(seed, bool) or not 0 <= seed <= _MAX_SEED:
+        raise InputError(f"seed_everything={seed} is not a number from 0 to {_MAX_SEED}")
     data.prepare()
     run, model = cli.build_run_settings(), cli.build_model_settings()
     with torch.device("meta"):
@@ -287,7 +291,7 @@ def resolve(cli: ExperimentCLI, data: ShardedImages) -> ResolvedRun:
         steps=steps,
         train_flops=train_flops(macs, steps * data.global_batch_size),
         global_batch_size=data.global_batch_size,
-        seed=int(cli.settings.seed_everything),
+        seed=seed,
     )
 
 

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from vitlight.cost import train_flops
+from vitlight.data.plan import count_steps
 from vitlight.errors import InputError
 
 __all__ = ["Duration", "WarmupCosine"]
@@ -42,7 +43,7 @@ class Duration:
             samples = value
         else:
             samples = value / train_flops(forward_macs, 1)
-        return max(1, round(max(samples, self.min_samples) / global_batch_size))
+        return count_steps(max(samples, self.min_samples), global_batch_size)
 
 
 @dataclass(frozen=True)
