@@ -9,6 +9,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from vitlight import __version__
 from vitlight.data.commands import add_data_parser
@@ -65,9 +66,16 @@ def _dispatch(args: list[str]) -> int:
     return handler(parsed)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with an argument in one line; its subcommands' parsers are of this class, too."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see `{self.prog} --help`")
+
+
 def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     """The parser and the names of its commands."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="vitlight",
         description="Model-size x dataset-size sweeps of ViT, CoAtNet and CNNs, with exact accounting.",
         epilog=_EXIT_CODES,

@@ -87,6 +87,27 @@ def test_damage_is_noticed_whatever_the_crop(damaged_jpeg):
                 batches_of(damaged_jpeg)[asked]
 
 
+def test_only_images_seen_before_are_decoded_in_part(tiny_shards, monkeypatch):
+    from vitlight.data import decode
+
+    index = load_index(tiny_shards / "train")
+    jpegs = [i for i in range(len(index)) if index.key(i)[-5:].isdigit() and int(index.key(i)[-5:]) % 3 == 0][:8]
+    asked = []
+    whole = decode.decode_rows
+
+    def watched(encoded, channels, height, width, last_row, factor=1):
+        asked.append((last_row, height))
+        return whole(encoded, channels, height, width, last_row, factor)
+
+    monkeypatch.setattr(decode, "decode_rows", watched)
+    for epoch, skips in ((0, False), (1, True), (1, False)):
+        asked.clear()
+        epochs = np.full(8, epoch)
+        batches_of(index, skip_undecodable=skips)[BatchRequest(np.array(jpegs), epochs, np.zeros(8, np.int64))]
+        assert len(asked) == 8
+        assert all(last_row == height for last_row, height in asked) == (epoch == 0 or skips)
+
+
 def test_several_labels_of_an_image_travel_as_pairs(tmp_path):
     import webdataset
 

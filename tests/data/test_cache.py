@@ -442,3 +442,26 @@ def test_other_files_in_the_folder_are_left_alone(tmp_path):
             cache.fetch(server.url(f"/d/s-{i}.tar"))
     assert (tmp_path / "mine.tar").stat().st_size == 1000
     assert (tmp_path / ".counts.json").stat().st_size < 100
+
+
+def test_a_pin_ahead_of_a_kept_shard_leaves_room_too(tmp_path):
+    """Training and evaluation each fetch ahead, of shards that lie there already; one that is needed now must find room."""
+    files = shards_of(*[1000] * 6)
+    with serve(files) as server:
+        urls = [server.url(path) for path in files]
+        cache, other = (ShardCache(tmp_path, 4500, HASTY) for _ in range(2))
+        for url in urls[:4]:
+            cache.fetch(url)
+        for url in urls[:3]:
+            cache.pin(url, leave_bytes=1000)
+        ahead = threading.Thread(target=other.pin, args=(urls[3],), kwargs={"leave_bytes": 1000})
+        ahead.start()
+        time.sleep(0.1)
+        assert ahead.is_alive()
+        assert cache.read(urls[5], 10, 50) == files["/d/s-5.tar"][10:60]
+        assert used_bytes(tmp_path) <= 4500
+        for url in urls[:3]:
+            cache.unpin(url)
+        ahead.join(5)
+        assert not ahead.is_alive()
+        assert other.read(urls[3], 0, 1000) == files["/d/s-3.tar"]

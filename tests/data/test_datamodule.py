@@ -197,6 +197,8 @@ def test_a_missing_shard_is_named_before_anything_is_trained(tmp_path):
         ({"num_train_samples": 3, "train_fraction": 0.1}, "both given"),
         ({"num_train_samples": 161}, r"data\.num_train_samples=161 asks for 161 images, but there are 160"),
         ({"max_skipped_samples": -1}, r"data\.max_skipped_samples=-1 is not at least 0"),
+        ({"num_workers": -1}, r"data\.num_workers=-1 is not at least 0"),
+        ({"num_classes": 0}, r"data\.num_classes=0 is not at least 1"),
         ({"cache_gib": 0}, r"data\.cache_gib=0 is not above 0"),
         ({"num_classes": 3}, r"data\.train=.*image 'train/0\d+' has label 3, but data\.num_classes=3 allows 0 to 2"),
         ({"train": {}}, r"data\.train={} names no shards"),

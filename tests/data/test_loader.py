@@ -10,12 +10,13 @@ import torch
 from tests.conftest import tiny_sample
 from tests.data.shaky_server import Shaky, ShakyServer, serve
 from tests.data.test_cache import HASTY, kept, used_bytes
+from tests.data.test_prefetch import wait_until
 from vitlight.data.augment import Augmentation
 from vitlight.data.batches import ImageBatches, ImageSource
 from vitlight.data.cache import ShardCache
 from vitlight.data.index import ShardIndex, load_index
-from vitlight.data.loader import Requests, World, build_loader, training_requests
-from vitlight.data.plan import DataPlan, PlanSource
+from vitlight.data.loader import Requests, World, build_loader, evaluation_requests, training_requests
+from vitlight.data.plan import DataPlan, EvalPlan, PlanSource
 from vitlight.data.shards import write_shards
 from vitlight.data.store import open_store
 from vitlight.data.subset import AllRows
@@ -235,6 +236,61 @@ def test_nothing_is_fetched_for_local_shards_or_after_the_end(files, tmp_path):
     requests = Node(machine.cache, index, plan).requests()
     assert sorted(next(requests).ids.tolist()) == list(range(8))
     assert num_fetching_threads() == 0
+
+
+def test_evaluation_fetches_ahead_and_each_shard_once(files, tmp_path):
+    with serve(files, Shaky(bytes_per_second=1e6)) as server:
+        machine = node(server, tmp_path)
+        ids = np.flatnonzero(np.arange(NUM_SHARDS * PER_SHARD) % 4 == 1)  # two of each shard
+        for rank in range(2):
+            requests = evaluation_requests(
+                EvalPlan(ids, 3), [machine.index], machine.cache, World(rank, 2, 1, 2), num_workers=0
+            )
+            first = next(requests)
+            assert first.ids.tolist() == ids[3 * rank : 3 * rank + 3].tolist()
+            read = [next(requests).ids]
+            wait_until(lambda: machine.cache.counts().downloads == (8, 12)[rank])  # noqa: B023
+            rest = [first.ids, *read, *(request.ids for request in requests)]
+            assert np.concatenate(rest).tolist() == [i for b in range(4) for i in ids[6 * b + 3 * rank :][:3]]
+            assert num_fetching_threads() == 0
+        # The first rank's batches need shards 0, 1; 3, 4; 6, 7; 9, 10, the second's the others and half of these.
+        assert fetched(server) == Counter(range(NUM_SHARDS))
+
+
+@pytest.mark.filterwarnings("ignore:the images of an evaluation lie in")
+def test_an_evaluation_finds_room_beside_what_training_holds(files, tmp_path):
+    """Both fetch ahead; whatever they pin, there is room for a shard that is needed now (else: no room after 0.3 s)."""
+    largest = max(map(len, files.values()))
+    with serve(files) as server:
+        machine = node(server, tmp_path, max_bytes=int(4.5 * largest), window_shards=4, num_streams=2)
+        training = iter(machine.loader())
+        for _ in range(5):
+            next(training)
+        wait_until(lambda: machine.cache.counts().downloads >= 5)
+        ids = np.arange(0, NUM_SHARDS * PER_SHARD, 3)
+        store = open_store(machine.index.shards, machine.index.num_bytes, machine.index.shard_digests, machine.cache)
+        for _ in range(2):
+            read: list[bytes] = []
+            requests = evaluation_requests(EvalPlan(ids, 4), [machine.index], machine.cache, ALONE, num_workers=0)
+            for request in requests:
+                for i in request.ids.tolist():
+                    shard = int(machine.index.shard_of(np.array([i]))[0])
+                    read.append(store.read(shard, int(machine.index.offset[i]), int(machine.index.size[i])))
+                assert used_bytes(machine.cache.folder) <= 4.5 * largest
+            assert read == [tiny_sample(i, "train").image for i in ids.tolist()]
+        assert len(list(training)) == 7
+
+
+def test_an_evaluation_that_the_cache_does_not_hold_warns(files, tmp_path):
+    ids = np.arange(4 * PER_SHARD + 1)  # five shards
+    needed = sum(len(data) for data in list(files.values())[:5])
+    with serve(files) as server:
+        for room, is_warned in ((needed, False), (needed - 1, True)):
+            machine = node(server, tmp_path / str(room), max_bytes=room)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                list(evaluation_requests(EvalPlan(ids, 8), [machine.index], machine.cache, ALONE, num_workers=0))
+            assert ["every evaluation fetches them again" in str(each.message) for each in caught] == [True] * is_warned
 
 
 def num_fetching_threads() -> int:

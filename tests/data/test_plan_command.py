@@ -288,6 +288,8 @@ def test_a_duration_in_samples_or_flops(plan, fit_args, tmp_path, capsys):
             "data.global_batch_size=16 is not a multiple of 3 (3 ranks x 1 accumulated batches); use 15 or 18",
         ),
         (["--keys", "--ranks", "2", "--rank", "2"], "--rank=2 is not in 0 to 1: --ranks=2"),
+        (["--ranks", "two"], "argument --ranks: invalid int value: 'two'; see `vitlight data plan --help`"),
+        (["--nosuch"], "unrecognized arguments: --nosuch"),
         (["--rank", "0"], "--rank=0 needs --keys"),
         (["--start-batch", "3"], "--start-batch=3 needs --keys"),
         (["--keys", "--step", "1"], "--step needs --num-batches"),

@@ -81,6 +81,8 @@ def test_the_recorded_config_gives_the_same_run(fit_args, tmp_path):
         ("--data.val_fraction=-0.1", r"data\.val_fraction=-0\.1"),
         ("--data.channels=2", r"data\.channels=2"),
         ("--model.label_smoothing=a", r"model\.label_smoothing"),
+        ("--seed_everything=-1", r"seed_everything=-1 is not a number from 0 to 4294967295"),
+        ("--seed_everything=4294967296", r"seed_everything=4294967296 is not a number from 0 to 4294967295"),
         ("--run.name=../up", r"run\.name='\.\./up'"),
         ("--run.log_every_steps=0", r"run\.log_every_steps=0"),
         ("--config=/no/such.yaml", r"/no/such\.yaml"),

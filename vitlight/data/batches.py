@@ -148,7 +148,11 @@ class ImageBatches(Dataset[Batch]):
         augmentation = self.augmentation
         row = draws.tolist()
         crop = decode_crop(
-            encoded, self.channels, self.size, lambda height, width: augmentation.box(height, width, row)
+            encoded,
+            self.channels,
+            self.size,
+            lambda height, width: augmentation.box(height, width, row),
+            is_sound=is_sound,
         )
         return self.augment(crop, row)
 

@@ -131,9 +131,13 @@ class ShardCache:
             if cancel is not None and cancel.is_set():
                 raise Cancelled
             if (path := space.find(shard, num_bytes, digest)) is not None:
-                if (held := space.hold(path)) is not None:
+                if (held := space.hold(path)) is None:
+                    wait(_POLL_SECONDS, cancel)
+                    continue
+                if leave_bytes is None or space.has_room(leave_bytes):
                     return held, path
-                wait(_POLL_SECONDS, cancel)
+                space.release(held)
+                wait(_ROOM_POLL_SECONDS, cancel)
                 continue
             descriptor = space.lock_part(shard)
             if descriptor is None:

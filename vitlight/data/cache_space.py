@@ -131,6 +131,17 @@ class CacheFolder:
                 self._make_room(part, note.reserved_bytes, self.max_bytes, leave_bytes)
             part.with_suffix(".json").write_text(json.dumps(asdict(note)), encoding="utf-8")
 
+    def has_room(self, num_bytes: int) -> bool:
+        """Whether so many bytes are free or evictable at this moment."""
+        if self.max_bytes is None:
+            return True
+        with self._locked():
+            try:
+                self._make_room(self.folder, 0, self.max_bytes, num_bytes)
+            except NoRoom:
+                return False
+        return True
+
     def finish(self, shard: str, descriptor: int, digest: str) -> Path:
         """Gives the caller's whole and flushed download its final name; its exclusive lock becomes a shared one."""
         part, whole = self.part_path(shard), self.whole_path(shard, digest)

@@ -15,7 +15,7 @@ from vitlight.data.batches import Batch, ImageBatches, ImageSource
 from vitlight.data.cache import ShardCache
 from vitlight.data.index import ShardIndex
 from vitlight.data.labels import LabelSource
-from vitlight.data.loader import Requests, World, build_loader, training_requests
+from vitlight.data.loader import Requests, World, build_loader, evaluation_requests, training_requests
 from vitlight.data.mixing import Mixing
 from vitlight.data.plan import EvalPlan
 from vitlight.data.sources import default_cache_dir
@@ -193,12 +193,17 @@ class ShardedImages(pl.LightningDataModule):
             skip_undecodable=training and self.max_skipped_samples > 0,
         )
 
+    @staticmethod
+    def _world(trainer: pl.Trainer, num_micro: int) -> World:
+        ranks_per_node = max(1, trainer.world_size // trainer.num_nodes)
+        return World(trainer.global_rank, trainer.world_size, num_micro, ranks_per_node)
+
     def train_dataloader(self) -> DataLoader[Batch]:
         """The batches from `start_step` to `num_steps`, which the classifier sets when it knows its horizon."""
         trainer = self.trainer
         assert trainer is not None and self.num_steps is not None
         num_ranks, num_micro = trainer.world_size, trainer.accumulate_grad_batches
-        world = World(trainer.global_rank, num_ranks, num_micro, max(1, num_ranks // trainer.num_nodes))
+        world = self._world(trainer, num_micro)
         size = self.plan.micro_batch_size(num_ranks, num_micro)
         if self.mixing.enabled and size % 2:
             raise InputError(
@@ -221,9 +226,12 @@ class ShardedImages(pl.LightningDataModule):
         return build_loader(self._batches(*self.train_indexes, training=True), requests, self.num_workers, size)
 
     def _eval_loader(self, indexes: tuple[ShardIndex, ...], ids: NDArray[np.int64]) -> DataLoader[Batch]:
-        rank, num_ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        world = self._world(self.trainer, 1) if self.trainer else World()
         plan = EvalPlan(ids, self.eval_batch_size)
-        requests = Requests(plan.num_batches(num_ranks), lambda: plan.batches(rank, num_ranks))
+        requests = Requests(
+            plan.num_batches(world.num_ranks),
+            lambda: evaluation_requests(plan, indexes, self.cache, world, num_workers=self.num_workers),
+        )
         return build_loader(self._batches(*indexes, training=False), requests, self.num_workers, self.eval_batch_size)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:

@@ -3,19 +3,20 @@
 import math
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vitlight.data.cache import ShardCache
 from vitlight.data.image_loader import PREFETCHED_BATCHES, Requests, build_loader
-from vitlight.data.plan import BatchRequest, DataPlan
+from vitlight.data.plan import BatchRequest, DataPlan, EvalPlan
 from vitlight.data.prefetch import Prefetcher, ShardUse
 from vitlight.data.shard_index import ShardIndex
 from vitlight.data.sources import is_remote
 
-__all__ = ["Requests", "World", "build_loader", "training_requests"]
+__all__ = ["Requests", "World", "build_loader", "evaluation_requests", "training_requests"]
 
 _GIB = 1 << 30
 
@@ -45,31 +46,80 @@ def training_requests(
     Until the first batch is out nothing is fetched ahead but what it waits for: the windows that `start_step` reads.
     """
     requests = plan.micro_batches(start_step, num_steps, world.rank, world.num_ranks, world.num_micro)
-    shards = [shard for index in indexes for shard in index.shards]
-    if cache is None or not any(is_remote(shard) for shard in shards):
+    if cache is None or not _any_remote(indexes):
         yield from requests
         return
     _check_room(plan, indexes, cache, world)
     first_shard = np.cumsum([0, *(len(index.shards) for index in indexes)]).tolist()
-    is_first_out = threading.Event()
+    uses = (
+        ShardUse(first_shard[use.source] + use.shard, use.first_step, use.last_step)
+        for use in plan.shard_uses(start_step, num_steps, world.rank, world.num_ranks)
+    )
+    # So far the requests handed out may be ahead of the one that is being decoded.
+    lag = math.ceil(_num_ahead(num_workers) / world.num_micro) + 1
+    numbered = ((request.step - lag, request) for request in requests)
+    yield from _fetching_ahead(numbered, uses, indexes, cache, world, num_workers)
+
+
+def evaluation_requests(
+    plan: EvalPlan, indexes: Sequence[ShardIndex], cache: ShardCache | None, world: World, *, num_workers: int
+) -> Iterator[BatchRequest]:
+    """The rank's batches; remote shards are fetched ahead as for training_requests. `world.num_micro` is not looked at."""
+    if cache is None or not _any_remote(indexes):
+        yield from plan.batches(world.rank, world.num_ranks)
+        return
+    first_id = np.cumsum([0, *(len(index) for index in indexes)])
+    begins = np.concatenate([index.shard_start[:-1] + first for index, first in zip(indexes, first_id, strict=False)])
+    _check_room_to_evaluate(np.unique(np.searchsorted(begins, plan.ids, "right") - 1), indexes, cache)
 
     def uses() -> Iterator[ShardUse]:
-        for use in plan.shard_uses(start_step, num_steps, world.rank, world.num_ranks):
-            if use.first_step > start_step:
-                is_first_out.wait()
-            yield ShardUse(first_shard[use.source] + use.shard, use.first_step, use.last_step)
+        for number, request in enumerate(plan.batches(world.rank, world.num_ranks)):
+            ids = request.ids[request.ids >= 0]
+            for shard in np.unique(np.searchsorted(begins, ids, "right") - 1).tolist():
+                yield ShardUse(shard, number, number)
 
-    # So far the requests handed out may be ahead of the one that is being decoded.
-    num_ahead = max(1, num_workers * PREFETCHED_BATCHES)
-    lag = math.ceil(num_ahead / world.num_micro) + 1
+    lag = _num_ahead(num_workers) + 1
+    numbered = ((number - lag, request) for number, request in enumerate(plan.batches(world.rank, world.num_ranks)))
+    yield from _fetching_ahead(numbered, uses(), indexes, cache, world, num_workers)
+
+
+def _any_remote(indexes: Sequence[ShardIndex]) -> bool:
+    return any(is_remote(shard) for index in indexes for shard in index.shards)
+
+
+def _num_ahead(num_workers: int) -> int:
+    """So many requests the loader takes before it hands over the first batch."""
+    return max(1, num_workers * PREFETCHED_BATCHES)
+
+
+def _fetching_ahead(
+    requests: Iterable[tuple[int, BatchRequest]],
+    uses: Iterator[ShardUse],
+    indexes: Sequence[ShardIndex],
+    cache: ShardCache,
+    world: World,
+    num_workers: int,
+) -> Iterator[BatchRequest]:
+    """The requests, which come with the step before which all is done; meanwhile the shards of `uses` are fetched."""
+    is_first_out = threading.Event()
+
+    def held_back() -> Iterator[ShardUse]:
+        first_step: int | None = None
+        for use in uses:
+            first_step = use.first_step if first_step is None else first_step
+            if use.first_step > first_step:
+                is_first_out.wait()
+            yield use
+
+    shards = [shard for index in indexes for shard in index.shards]
     digests = [digest for index in indexes for digest in index.shard_digests or [""] * len(index.shards)]
     num_bytes = np.concatenate([index.num_bytes for index in indexes])
-    with Prefetcher(cache, shards, num_bytes, digests, uses(), share=1 / world.ranks_per_node) as prefetcher:
+    with Prefetcher(cache, shards, num_bytes, digests, held_back(), share=1 / world.ranks_per_node) as prefetcher:
         try:
-            for number, request in enumerate(requests):
-                if number >= num_ahead:
+            for number, (done_before, request) in enumerate(requests):
+                if number >= _num_ahead(num_workers):
                     is_first_out.set()
-                prefetcher.advance(request.step - lag)
+                prefetcher.advance(done_before)
                 yield request
         finally:
             is_first_out.set()
@@ -89,5 +139,18 @@ def _check_room(plan: DataPlan, indexes: Sequence[ShardIndex], cache: ShardCache
         warnings.warn(
             f"a node reads {needed / _GIB:.3g} GiB of shards at once, but data.cache_gib={cache.max_bytes / _GIB:.3g}: "
             f"shards will be fetched again and again; raise it, or lower data.window_shards",
+            stacklevel=2,
+        )
+
+
+def _check_room_to_evaluate(read: NDArray[np.int64], indexes: Sequence[ShardIndex], cache: ShardCache) -> None:
+    """Warns where each evaluation has to fetch its shards, which `read` counts through all indexes, anew."""
+    shards = [shard for index in indexes for shard in index.shards]
+    num_bytes = np.concatenate([index.num_bytes for index in indexes])
+    needed = sum(int(num_bytes[shard]) for shard in read.tolist() if is_remote(shards[shard]))
+    if cache.max_bytes is not None and needed > cache.max_bytes:
+        warnings.warn(
+            f"the images of an evaluation lie in {needed / _GIB:.3g} GiB of remote shards, but data.cache_gib="
+            f"{cache.max_bytes / _GIB:.3g}: every evaluation fetches them again; raise it, or lower run.num_evaluations",
             stacklevel=2,
         )

@@ -265,11 +265,11 @@ class EvalPlan:
     def __init__(self, ids: Int64, batch_size: int) -> None:
         if batch_size < 1:
             raise InputError(f"data.eval_batch_size={batch_size} is not at least 1")
-        self._ids = np.asarray(ids, np.int64)
+        self.ids = np.asarray(ids, np.int64)
         self.batch_size = batch_size
 
     def num_batches(self, num_ranks: int) -> int:
-        return -(-len(self._ids) // (self.batch_size * num_ranks))
+        return -(-len(self.ids) // (self.batch_size * num_ranks))
 
     def batches(self, rank: int = 0, num_ranks: int = 1) -> Iterator[BatchRequest]:
         """The rank's batches; rows past the end are -1 and must be given weight 0."""
@@ -277,6 +277,6 @@ class EvalPlan:
         for batch in range(self.num_batches(num_ranks)):
             start = (batch * num_ranks + rank) * self.batch_size
             ids = np.full(self.batch_size, -1, np.int64)
-            rows = self._ids[start : start + self.batch_size]
+            rows = self.ids[start : start + self.batch_size]
             ids[: len(rows)] = rows
             yield BatchRequest(ids, zeros, zeros)
