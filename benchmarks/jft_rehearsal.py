@@ -220,7 +220,8 @@ def measure_epochs(folder: Path, num_epochs: int) -> dict[str, float]:
         eval_crop=1.0,
     )
     steps = 2000 // 50 * num_epochs
-    loader = build_loader(batches, Requests(steps, lambda: training.plan.micro_batches(0, steps)), num_workers=2, batch_size=50)
+    requests = Requests(steps, lambda: training.plan.micro_batches(0, steps))
+    loader = build_loader(batches, requests, num_workers=2, batch_size=50)
     found = {}
     for number, _ in enumerate(loader, start=1):
         if number in (steps // 10, steps - 10):

@@ -15,7 +15,7 @@ from vitlight.data.batches import Batch, ImageBatches
 from vitlight.data.handover import SentBatch, SlotPool
 from vitlight.data.plan import BatchRequest
 
-__all__ = ["PREFETCHED_BATCHES", "Requests", "build_loader"]
+__all__ = ["PREFETCHED_BATCHES", "Requests", "build_loader", "keep_freed_memory"]
 
 PREFETCHED_BATCHES = 2  # of each worker
 
@@ -119,14 +119,14 @@ def _clean_server() -> ForkServerContext:
 def _start_worker(_: int) -> None:
     """One thread a worker: parallelism comes from the number of workers."""
     torch.set_num_threads(1)
-    _keep_freed_memory()
+    keep_freed_memory()
 
 
 # Parameters of mallopt(3).
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """glibc gives blocks of a decoded image's size back to the system at once and has their pages mapped anew for the next
     image, which took a tenth of a worker's time; it is told to keep up to 64 MiB."""
     with contextlib.suppress(AttributeError, OSError):  # another C library
