@@ -125,6 +125,17 @@ def test_subsets_are_the_same_for_every_seed_and_nested(tiny_shards):
     assert np.bincount(index.label[list(each)]).tolist() == [5, 5, 5, 5]
 
 
+def test_crops_are_resized_as_asked(tiny_shards):
+    first = [
+        next(iter(build(tiny_shards, augmentation=Augmentation(interpolation=each)).train_dataloader()))["image"]
+        for each in ("bilinear", "bicubic", "bilinear")
+    ]
+    assert torch.equal(first[0], first[2])
+    assert not torch.equal(first[0], first[1])
+    with pytest.raises(InputError, match=r"data\.augmentation\.interpolation=nearest is not bilinear or bicubic"):
+        Augmentation(interpolation="nearest")
+
+
 def test_sets_are_mixed_by_weight_and_validated_apart(tiny_shards):
     sources = {str(tiny_shards / "train"): 0.75, str(tiny_shards / "test"): 0.25}
     data = build(tiny_shards, train=sources, val_fraction=0.1)

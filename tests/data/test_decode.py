@@ -93,11 +93,13 @@ def test_crop_takes_the_box_and_resizing_keeps_flat_colour(pixels):
 
 
 @pytest.mark.parametrize("size", [12, 64])
-def test_resizing_equals_pillow(pixels, size):
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_resizing_equals_pillow(pixels, size, interpolation):
     box = (2, 4, 30, 40)
     with Image.fromarray(pixels) as image:
-        crop = image.crop((4, 2, 44, 32)).resize((size, size), Image.Resampling.BICUBIC)
-    ours = crop_and_resize(pixels, box, size).numpy().astype(int)
+        resampling = Image.Resampling[interpolation.upper()]
+        crop = image.crop((4, 2, 44, 32)).resize((size, size), resampling)
+    ours = crop_and_resize(pixels, box, size, interpolation).numpy().astype(int)
     assert np.abs(ours - np.array(crop).astype(int)).max() <= 2
 
 

@@ -127,7 +127,10 @@ def test_quotas_are_exact_fair_and_nested(counts, seed, data):
 def test_as_many_of_each_class():
     labels = np.repeat([0, 1, 4], [5, 100, 40])
     index = columns([145], labels)
-    chosen = train_rows(index, samples_per_class=10)
+    with pytest.warns(
+        UserWarning, match=r"per_class=10: 1 classes have fewer training images and give all \(class 0 has 5\)"
+    ):
+        chosen = train_rows(index, samples_per_class=10)
     assert np.bincount(labels[list(chosen)], minlength=5).tolist() == [5, 10, 0, 0, 10]
     assert train_rows(index, samples_per_class=3) < chosen
 

@@ -1,6 +1,14 @@
 """Whole runs on data that is not plain: odd shards, damage, several labels, mixtures, mixing."""
 
+import contextlib
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -172,3 +180,38 @@ def test_several_labels_train_and_are_evaluated_alike_on_two_ranks(tiny_shards, 
         assert losses[0] == pytest.approx(4 * torch.log(torch.tensor(2.0)).item(), rel=0.05)  # four classes at p = 1/2
         assert losses[-1] < losses[0]
     assert results[0] == results[1]
+
+
+def test_a_stuck_rank_ends_the_run_with_rank_step_and_shards(tiny_shards, tmp_path):
+    args = [
+        *fit_args_for(tiny_shards, tmp_path),
+        *TWO_RANKS,
+        "--model.duration.samples=1600000",
+        "--run.rank_timeout_seconds=5",
+    ]
+    run = run_of(args)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vitlight", *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    other = None
+    try:
+        deadline = time.monotonic() + 120
+        while not run.rows():
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        # Lightning starts the other rank as a child.
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        other = next(pid for pid in map(int, children) if b"vitlight" in Path(f"/proc/{pid}/cmdline").read_bytes())
+        os.kill(other, signal.SIGSTOP)
+        _, errors = process.communicate(timeout=90)
+    finally:
+        for pid in (other, process.pid):
+            if pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        process.wait()
+    assert process.returncode == 1
+    reason = run.read_result()["reason"]
+    assert re.match(r"rank 0 of 2 failed at step \d+, which reads .*shard-00000\d\.tar.*: .*[Tt]imed out", reason)
+    assert reason in errors

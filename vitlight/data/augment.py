@@ -63,6 +63,7 @@ class Augmentation:
         min_area: Smallest part of the image's area that a crop covers, in (0, 1]; 1 without jitter_ratio keeps it whole.
         jitter_ratio: Draw the aspect ratio log-uniformly from 3/4 to 4/3.
         flip: Mirror half of the images.
+        interpolation: Of the crop's resize, antialiased: `bilinear` as torchvision's default, or `bicubic` as in DeiT.
         policy: Pixel operations on the resized crop.
         num_ops: Operations of one image, for both RandAugments; null: 2.
         magnitude: Strength of the RandAugments; null: 10 (big_vision, at most 30) or 9 (timm, at most 10).
@@ -78,6 +79,7 @@ class Augmentation:
     min_area: float = 0.08
     jitter_ratio: bool = True
     flip: bool = True
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     policy: Literal["none", "randaugment_big_vision", "randaugment_timm", "trivialaugment", "three_augment"] = "none"
     num_ops: int | None = None
     magnitude: float | None = None
@@ -94,6 +96,8 @@ class Augmentation:
                 f"data.augmentation.policy={self.policy} is not one of {', '.join(_READS)}"
                 f"{did_you_mean(self.policy, _READS)}"
             )
+        if self.interpolation not in ("bilinear", "bicubic"):
+            raise InputError(f"data.augmentation.interpolation={self.interpolation} is not bilinear or bicubic")
         if not 0.0 < self.min_area <= 1.0:
             raise InputError(f"data.augmentation.min_area={self.min_area} is not in (0, 1]")
         for name in ("num_ops", "magnitude", "magnitude_std", "increasing"):

@@ -152,6 +152,7 @@ class ImageBatches(Dataset[Batch]):
             self.channels,
             self.size,
             lambda height, width: augmentation.box(height, width, row),
+            interpolation=augmentation.interpolation,
             is_sound=is_sound,
         )
         return self.augment(crop, row)

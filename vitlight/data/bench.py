@@ -86,7 +86,7 @@ def measure_stages(batches: ImageBatches, requests: Iterator[BatchRequest], seco
             except DecodeError as error:
                 raise InputError(sample.fault(error)) from error
         stamps.append(time.perf_counter())
-        crops = [crop_and_resize(pixels, box, size) for pixels, box in decoded]
+        crops = [crop_and_resize(pixels, box, size, augmentation.interpolation) for pixels, box in decoded]
         stamps.append(time.perf_counter())
         for i, (crop, row) in enumerate(zip(crops, draws, strict=True)):
             crops[i] = batches.augment(crop, row)

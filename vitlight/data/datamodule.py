@@ -18,7 +18,7 @@ from vitlight.data.labels import LabelSource
 from vitlight.data.loader import Requests, World, build_loader, evaluation_requests, training_requests
 from vitlight.data.mixing import Mixing
 from vitlight.data.plan import EvalPlan
-from vitlight.data.sources import default_cache_dir
+from vitlight.data.sources import default_cache_dir, shown
 from vitlight.data.store import open_store
 from vitlight.data.subset import SubsetRule
 from vitlight.data.training_set import IndexOptions, Source, check_labels, open_training_set
@@ -167,6 +167,18 @@ class ShardedImages(pl.LightningDataModule):
             check_labels(self.test_index, self.num_classes, f"data.test={self.test_source}")
         self.data_digest = training.digest + (f"+{self.test_index.digest}" if self.test_index is not None else "")
         self._prepared = True
+
+    def shards_of_step(self, step: int, rank: int, num_ranks: int) -> list[str]:
+        """Names of the shards that a rank reads in a step of training."""
+        size = self.plan.micro_batch_size(num_ranks, 1)
+        ids = self.plan.batch(step, rank * size, (rank + 1) * size).ids
+        names: list[str] = []
+        first = 0
+        for index in self.train_indexes:
+            rows = ids[(ids >= first) & (ids < first + len(index))] - first
+            names += [shown(index.shards[shard]) for shard in np.unique(index.shard_of(rows)).tolist()]
+            first += len(index)
+        return names
 
     @property
     def is_multi_label(self) -> bool:

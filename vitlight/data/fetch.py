@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from vitlight.errors import InputError
 __all__ = ["Cancelled", "FetchPolicy", "Fetcher", "wait"]
 
 _GROWTH_BYTES = 64 * 1024 * 1024  # reserved at a time where the source doesn't tell how much will come
+_SAID_FROM_ATTEMPT = 3  # the first two go by in a second, and are counted only
 _HASH_BYTES = 4 * 1024 * 1024  # read at a time
 _DIGEST_BYTES = 16
 
@@ -114,6 +116,13 @@ class Fetcher:
                 if fault.restart:
                     self._rewind(0)
                 self._folder.count_retry()
+                if attempt >= _SAID_FROM_ATTEMPT:
+                    print(
+                        f"vitlight: {shown(self._shard)}: {fault}; attempt {attempt + 1} of {self._policy.num_attempts} "
+                        f"in {pause:.0f} s",
+                        file=sys.stderr,
+                        flush=True,
+                    )
                 wait(pause, self._cancel)
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -212,6 +213,13 @@ def _quotas(rule: SubsetRule, counts: Int64) -> Int64:
     left = counts if rule.long_tail_ratio is None else _tail_quotas(counts, rule.long_tail_ratio, rule.seed)
     total = int(left.sum())
     if rule.samples_per_class is not None:
+        short = np.flatnonzero((left > 0) & (left < rule.samples_per_class))
+        if len(short):
+            warnings.warn(
+                f"data.num_train_samples_per_class={rule.samples_per_class}: {len(short)} classes have fewer training "
+                f"images and give all (class {short[0]} has {left[short[0]]})",
+                stacklevel=2,
+            )
         return np.minimum(left, rule.samples_per_class)
     num, setting = total, "data.val_fraction"
     if rule.num_samples is not None:

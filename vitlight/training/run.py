@@ -4,7 +4,7 @@ import json
 import math
 import sys
 from contextlib import nullcontext
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from lightning.fabric.utilities.seed import seed_everything
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from vitlight.data.datamodule import ShardedImages
+from vitlight.data.sources import is_remote, shown
 from vitlight.errors import InputError
 from vitlight.training.callbacks import Checkpoints, Diverged, Record
 from vitlight.training.checkpoint import newest_checkpoint, write_atomically
@@ -53,6 +54,15 @@ def fit(cli: ExperimentCLI) -> int:
         return _Fit(cli, resolved, run, settings).go(data)
 
 
+def _without_secrets(value: Any) -> Any:
+    """Settings as others may see them: URLs of shards may hold passwords or signatures, commands anything."""
+    if isinstance(value, dict):
+        return {_without_secrets(name): _without_secrets(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_without_secrets(each) for each in value]
+    return shown(value) if isinstance(value, str) and is_remote(value) else value
+
+
 def _trainer(**arguments: Any) -> pl.Trainer:
     """A Trainer; what Lightning refuses of its settings is bad input."""
     try:
@@ -81,9 +91,9 @@ class _Fit:
         data.plan.micro_batch_size(trainer.world_size, trainer.accumulate_grad_batches)
         try:
             self._train_and_evaluate(trainer, model, data, record)
-        except Diverged as reason:
-            self._finish(trainer, model, data, record, "diverged", str(reason))
-            print(f"vitlight: {self.run.path} diverged: {reason}", file=sys.stderr)
+        except Diverged as error:
+            self._finish(trainer, model, data, record, "diverged", str(error))
+            print(f"vitlight: {self.run.path} diverged: {error}", file=sys.stderr)
             return DIVERGED
         except SystemExit:  # how Lightning ends a fit on a signal
             print(
@@ -94,8 +104,17 @@ class _Fit:
             return _TERMINATED if trainer.received_sigterm else _INTERRUPTED
         except Exception as error:
             lines = str(error).strip().splitlines()
-            self._finish(trainer, model, data, record, "failed", lines[-1].strip() if lines else type(error).__name__)
-            raise
+            reason = lines[-1].strip() if lines else type(error).__name__
+            if trainer.world_size == 1 or isinstance(error, InputError):
+                self._finish(trainer, model, data, record, "failed", reason)
+                raise
+            # Most likely another rank is gone or stuck, and only the ranks together tell which, and over what.
+            rank, step = trainer.global_rank, trainer.global_step
+            shards = data.shards_of_step(step, rank, trainer.world_size)
+            named = ", ".join(shards[:3]) + (f" and {len(shards) - 3} more" if len(shards) > 3 else "")
+            reason = f"rank {rank} of {trainer.world_size} failed at step {step}, which reads {named}: {reason}"
+            self._finish(trainer, model, data, record, "failed", reason)
+            raise RuntimeError(reason) from error
         result = self._finish(trainer, model, data, record, "done", None)
         if trainer.is_global_zero:
             print(f"{self.run.path}: done. {_verdict(result)}")
@@ -107,7 +126,7 @@ class _Fit:
         loggers: list[Any] = []
         if settings.wandb:
             name = f"{resolved.arch} {resolved.num_train_samples} s{resolved.seed}"
-            config = yaml.safe_load(self.cli.dump())
+            config = _without_secrets(yaml.safe_load(self.cli.dump()))
             config.update(
                 arch=resolved.arch,
                 params=resolved.params,
@@ -125,7 +144,7 @@ class _Fit:
         for name in ("enable_progress_bar", "enable_model_summary"):  # Record's lines say more; both can be asked for
             arguments[name] = bool(arguments.get(name))
         accumulate = arguments.get("accumulate_grad_batches") or 1
-        return _trainer(
+        trainer = _trainer(
             **arguments,
             logger=loggers or False,
             callbacks=[*(own if isinstance(own, list) else [own]), *callbacks],
@@ -140,6 +159,9 @@ class _Fit:
             default_root_dir=self.run.path,
             log_every_n_steps=settings.log_every_steps,
         )
+        if hasattr(trainer.strategy, "_timeout"):  # Lightning's DDP and FSDP hand it to torch when the ranks meet
+            trainer.strategy._timeout = timedelta(seconds=settings.rank_timeout_seconds)
+        return trainer
 
     def _train_and_evaluate(
         self, trainer: pl.Trainer, model: ImageClassifier, data: ShardedImages, record: Record
