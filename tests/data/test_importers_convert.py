@@ -141,7 +141,7 @@ def test_quality_is_that_of_the_jpeg():
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (encoded(smooth(200, 200), "jpeg")[:-500], "truncated"),
+        (encoded(smooth(200, 200), "jpeg")[:-500], "Premature end of JPEG"),
         (encoded(smooth(200, 200), "png")[:-500], "truncated"),
         (b"\xff\xd8\xff\xe0 none", "Truncated File Read"),
         (b"", "cannot identify"),

@@ -190,28 +190,27 @@ def test_a_stuck_rank_ends_the_run_with_rank_step_and_shards(tiny_shards, tmp_pa
         "--run.rank_timeout_seconds=5",
     ]
     run = run_of(args)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "vitlight", *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    log = tmp_path / "log"
+    with log.open("w") as file:  # a pipe would stay open in the rank that is stuck
+        process = subprocess.Popen([sys.executable, "-m", "vitlight", *args], stdout=file, stderr=file)
     other = None
     try:
         deadline = time.monotonic() + 120
         while not run.rows():
-            assert process.poll() is None, process.communicate()
+            assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline
             time.sleep(0.2)
         # Lightning starts the other rank as a child.
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         other = next(pid for pid in map(int, children) if b"vitlight" in Path(f"/proc/{pid}/cmdline").read_bytes())
         os.kill(other, signal.SIGSTOP)
-        _, errors = process.communicate(timeout=90)
+        assert process.wait(timeout=90) == 1
     finally:
         for pid in (other, process.pid):
             if pid is not None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         process.wait()
-    assert process.returncode == 1
     reason = run.read_result()["reason"]
-    assert re.match(r"rank 0 of 2 failed at step \d+, which reads .*shard-00000\d\.tar.*: .*[Tt]imed out", reason)
-    assert reason in errors
+    assert re.match(r"rank 0 of 2 failed at step \d+, which reads .*shard-00000\d\.tar.*: .*[Tt]ime", reason)
+    assert reason in log.read_text()
