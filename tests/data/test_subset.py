@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.fake_index import Columns, columns
-from vitlight.data import subset
+from vitlight.data import subset, thresholds
 from vitlight.data.hashing import hash_words
 from vitlight.data.subset import SubsetRule, choose_rows, class_quotas
 from vitlight.errors import InputError
@@ -64,12 +64,12 @@ def test_chunks_and_memory_change_nothing(monkeypatch, tmp_path):
     rule = SubsetRule(val_fraction=0.013, fraction=0.3)
     whole = choose_rows(index, rule, memory=tmp_path)
     assert not list(tmp_path.iterdir())  # a small choice isn't worth a file
-    monkeypatch.setattr(subset, "_CHUNK_ROWS", 701)
+    monkeypatch.setattr(thresholds, "_CHUNK_ROWS", 701)
     monkeypatch.setattr(subset, "_REMEMBERED_ROWS", 1)
     chunked = choose_rows(index, rule, memory=tmp_path / "selections")
     assert rows_of(chunked) == rows_of(whole)
     assert chunked.val_rows.tolist() == whole.val_rows.tolist()
-    monkeypatch.setattr(subset, "_thresholds", None)  # from here on it is read, not computed
+    monkeypatch.setattr(subset, "find_thresholds", None)  # from here on it is read, not computed
     known = choose_rows(index, rule, memory=tmp_path / "selections")
     assert rows_of(known) == rows_of(whole)
     assert known.val_rows.tolist() == whole.val_rows.tolist()

@@ -11,7 +11,6 @@ import hashlib
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitlight.data.hashing import hash_words
+from vitlight.data.thresholds import Labelled, Thresholds, each_chunk, find_thresholds
 from vitlight.errors import InputError
 
 __all__ = ["AllRows", "Chosen", "ChosenRows", "Labelled", "Rows", "SubsetRule", "choose_rows", "class_quotas"]
@@ -30,21 +30,8 @@ Int64 = NDArray[np.int64]
 
 # Salts keep the independent uses of a key's hash independent.
 _SPLIT, _SUBSET = 1, 2
-_CHUNK_ROWS = 1 << 20
 _REMEMBERED_ROWS = 1 << 22  # a choice among fewer rows takes less than a second
 _FORMAT = 1
-
-
-class Labelled(Protocol):
-    """The columns that a choice is made by: those of a ShardIndex."""
-
-    @property
-    def shard_start(self) -> NDArray[np.int64]: ...
-    @property
-    def label(self) -> NDArray[np.int32]: ...
-    @property
-    def key_hash(self) -> NDArray[np.uint64]: ...
-    def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -112,30 +99,12 @@ class AllRows:
         return np.arange(self._start[shard], self._start[shard + 1])
 
 
-# A threshold is (hash, row): samples come before it by their hash, and by their row where two hashes are equal.
-@dataclass(frozen=True)
-class _Thresholds:
-    """A sample of class c is below where (hash, row) < (hashes[c], rows[c]); one entry serves all classes."""
-
-    hashes: UInt64
-    rows: Int64
-
-    def are_above(self, hashes: UInt64, rows: Int64, labels: NDArray[np.integer] | None = None) -> NDArray[np.bool_]:
-        limit = self.hashes[0] if labels is None else self.hashes[labels]
-        limit_row = self.rows[0] if labels is None else self.rows[labels]
-        equal = hashes == limit
-        above: NDArray[np.bool_] = hashes < limit
-        if equal.any():
-            above |= equal & (rows < limit_row)
-        return above
-
-
 @dataclass(frozen=True)
 class _Choice:
     """Held out: below `split`. Of the others the subset is what lies below `subset`, class by class; None takes all."""
 
-    split: _Thresholds
-    subset: _Thresholds | None
+    split: Thresholds
+    subset: Thresholds | None
     seed: int
 
     def held_out(self, rows: Int64, key_hash: UInt64) -> NDArray[np.bool_]:
@@ -248,12 +217,12 @@ def choose_rows(index: Labelled, rule: SubsetRule, *, memory: Path | None = None
         path = memory / f"{name}.npz"
         if (known := _recall(index, rule, path)) is not None:
             return known
-    everyone = _Thresholds(np.zeros(1, np.uint64), np.zeros(1, np.int64))
-    split = _thresholds(index, np.array([num_val]), lambda rows, hashes, labels: (hash_words(_SPLIT, hashes), None))
+    everyone = Thresholds(np.zeros(1, np.uint64), np.zeros(1, np.int64))
+    split = find_thresholds(index, np.array([num_val]), lambda rows, hashes, labels: (hash_words(_SPLIT, hashes), None))
     choice = _Choice(split if num_val else everyone, None, rule.seed)
-    num_classes = 1 + max((int(labels.max()) for _, _, labels in _chunks(index)), default=0)
+    num_classes = 1 + max((int(labels.max()) for _, _, labels in each_chunk(index)), default=0)
     counts = np.zeros(num_classes, np.int64)
-    for rows, hashes, labels in _chunks(index):
+    for rows, hashes, labels in each_chunk(index):
         counts += np.bincount(labels[~choice.held_out(rows, hashes)], minlength=num_classes)
     quotas = _quotas(rule, counts) if not rule.takes_all else counts
     if not rule.takes_all:
@@ -261,9 +230,9 @@ def choose_rows(index: Labelled, rule: SubsetRule, *, memory: Path | None = None
         def left(rows: Int64, hashes: UInt64, labels: NDArray[np.integer]) -> tuple[UInt64, NDArray[np.bool_] | None]:
             return hash_words(_SUBSET, rule.seed, hashes), ~choice.held_out(rows, hashes)
 
-        choice = _Choice(choice.split, _thresholds(index, quotas, left, by_class=True), rule.seed)
+        choice = _Choice(choice.split, find_thresholds(index, quotas, left, by_class=True), rule.seed)
     val_rows, shard_counts = [], np.zeros(len(index.shard_start) - 1, np.int64)
-    for rows, hashes, labels in _chunks(index):
+    for rows, hashes, labels in each_chunk(index):
         val_rows.append(rows[choice.held_out(rows, hashes)])
         chosen = rows[choice.trained_on(rows, hashes, labels)]
         if len(chosen):
@@ -278,56 +247,8 @@ def choose_rows(index: Labelled, rule: SubsetRule, *, memory: Path | None = None
     return result
 
 
-def _chunks(index: Labelled) -> Iterator[tuple[Int64, UInt64, NDArray[np.int32]]]:
-    """(rows, key hashes, labels) of a million rows at a time."""
-    for begin in range(0, len(index), _CHUNK_ROWS):
-        end = min(begin + _CHUNK_ROWS, len(index))
-        yield np.arange(begin, end), np.asarray(index.key_hash[begin:end]), np.asarray(index.label[begin:end])
-
-
-_Hasher = Callable[[Int64, UInt64, NDArray[np.int32]], tuple[UInt64, NDArray[np.bool_] | None]]
-
-
-def _thresholds(index: Labelled, quotas: Int64, hasher: _Hasher, by_class: bool = False) -> _Thresholds:
-    """Thresholds below which lie exactly `quotas` (K,) samples of each class.
-
-    Two passes: the first counts the hashes by their leading bits, which says in what bin each threshold lies and how many
-    samples lie in the bins before it; the second sorts the samples of those bins alone.
-    """
-    num_classes = len(quotas)
-    bits = 8 if by_class else 16
-    shift = np.uint64(64 - bits)
-
-    def candidates() -> Iterator[tuple[Int64, UInt64, Int64, Int64]]:
-        for rows, key_hash, labels in _chunks(index):
-            hashes, taking_part = hasher(rows, key_hash, labels)
-            classes = labels.astype(np.int64) if by_class else np.zeros(len(rows), np.int64)
-            if taking_part is not None:
-                rows, hashes, classes = rows[taking_part], hashes[taking_part], classes[taking_part]
-            yield rows, hashes, classes, (hashes >> shift).astype(np.int64)
-
-    histogram = np.zeros((num_classes, 1 << bits), np.int64)
-    for _, _, classes, bins in candidates():
-        histogram += np.bincount((classes << bits) + bins, minlength=histogram.size).reshape(histogram.shape)
-    ends = np.cumsum(histogram, axis=1)
-    everything = quotas >= ends[:, -1]
-    bin_of = np.argmax(ends > quotas[:, None], axis=1)  # the bin of the first sample above the threshold
-    before = np.where(bin_of > 0, ends[np.arange(num_classes), np.maximum(bin_of - 1, 0)], 0)
-    kept: list[tuple[Int64, UInt64, Int64]] = []
-    for rows, hashes, classes, bins in candidates():
-        here = (bins == bin_of[classes]) & ~everything[classes]
-        kept.append((rows[here], hashes[here], classes[here]))
-    rows, hashes, classes = (np.concatenate(parts) for parts in zip(*kept, strict=True))
-    order = np.lexsort((rows, hashes, classes))
-    limits = _Thresholds(np.full(num_classes, np.iinfo(np.uint64).max), np.full(num_classes, np.iinfo(np.int64).max))
-    open_classes = np.flatnonzero(~everything)
-    at = order[np.searchsorted(classes[order], open_classes) + (quotas - before)[open_classes]]
-    limits.hashes[open_classes], limits.rows[open_classes] = hashes[at], rows[at]
-    return limits
-
-
 def _remember(chosen: Chosen, choice: _Choice, path: Path) -> None:
-    subset = choice.subset or _Thresholds(np.empty(0, np.uint64), np.empty(0, np.int64))
+    subset = choice.subset or Thresholds(np.empty(0, np.uint64), np.empty(0, np.int64))
     with contextlib.suppress(OSError):  # a folder that can't be written to costs time, nothing else
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".choosing-", delete=False) as file:
@@ -349,8 +270,8 @@ def _remember(chosen: Chosen, choice: _Choice, path: Path) -> None:
 def _recall(index: Labelled, rule: SubsetRule, path: Path) -> Chosen | None:
     try:
         with np.load(path, allow_pickle=False) as known:
-            subset = _Thresholds(known["subset_hash"], known["subset_row"]) if len(known["subset_hash"]) else None
-            choice = _Choice(_Thresholds(known["split_hash"], known["split_row"]), subset, rule.seed)
+            subset = Thresholds(known["subset_hash"], known["subset_row"]) if len(known["subset_hash"]) else None
+            choice = _Choice(Thresholds(known["split_hash"], known["split_row"]), subset, rule.seed)
             rows = ChosenRows(index, choice, known["counts"])
             return Chosen(rows, known["val_rows"], known["class_counts"])
     except (OSError, ValueError, KeyError, EOFError):
