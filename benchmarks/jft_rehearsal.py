@@ -112,12 +112,18 @@ def measure_open(folder: Path) -> dict[str, float]:
 
 def measure_first(folder: Path, epoch: int, part: float) -> dict[str, float]:
     """Seconds from an opened index to the first batch at some part of some epoch, with its columns read."""
+    from vitlight.data.batches import ImageBatches, ImageSource
+    from vitlight.data.store import LocalStore
+
     training = _open(folder)
-    plan, index = training.plan, training.indexes[0]
-    step = int((epoch + part) * plan.num_samples) // BATCH
+    index = training.indexes[0]
+    batches = ImageBatches(
+        [ImageSource(index, LocalStore(index.shards))], size=64, channels=3, seed=0, augmentation=None, eval_crop=1.0
+    )
+    step = int((epoch + part) * training.plan.num_samples) // BATCH
     start = time.perf_counter()
-    request = plan.batch(step)
-    index.shard_of(request.ids), index.offset[request.ids], index.size[request.ids], index.key_hash[request.ids]
+    located, _, _ = batches.locate(training.plan.batch(step).ids)
+    assert len(located) == BATCH
     return {"first_seconds": time.perf_counter() - start}
 
 

@@ -130,3 +130,16 @@ def test_an_image_is_the_same_in_whatever_batch_it_comes(tiny_shards):
     whole = batches[request(*range(12))]["image"]
     for i in (0, 5, 11):
         assert torch.equal(batches[request(-1, i, 3)]["image"][1], whole[i])
+
+
+def test_each_shard_is_asked_for_once(tiny_shards, monkeypatch):
+    index = load_index(tiny_shards / "train")
+    asked = []
+    whole = type(index).will_need
+    monkeypatch.setattr(type(index), "will_need", lambda self, shards: asked.append(shards) or whole(self, shards))
+    batches = batches_of(index)
+    first = batches[request(0, 40, 1)]["label"]
+    batches[request(41, -1, 2)]
+    batches[request(199, 41)]
+    assert asked == [[0, 1], [6]]
+    assert first.tolist() == index.label[[0, 40, 1]].tolist()

@@ -24,7 +24,8 @@ Batch = dict[str, Any]
 Int64 = NDArray[np.int64]
 
 # A worker maps the index; what it has touched counts as its memory until it lets go of it: 36 bytes a sample.
-_RELEASE_BATCHES = 256
+_RELEASE_BATCHES = 32
+_REMEMBERED_SHARDS = 4096
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class ImageBatches(Dataset[Batch]):
         self.skip_undecodable = skip_undecodable
         self._first_id = np.cumsum([0, *(len(source.index) for source in self.sources)])
         self._batches_until_release = _RELEASE_BATCHES
+        self._seen_shards: list[set[int]] = [set() for _ in self.sources]
 
     def __getitem__(self, request: BatchRequest) -> Batch:
         return self.load(request, torch.empty(len(request.ids), self.size, self.size, self.channels, dtype=torch.uint8))
@@ -133,13 +135,24 @@ class ImageBatches(Dataset[Batch]):
             index = source.index
             places = np.flatnonzero(source_of == s)
             rows = ids[places] - self._first_id[s]
+            shards = index.shard_of(rows)
+            self._announce(s, set(shards.tolist()))
             labels[places], key_hash[places] = index.label[rows], index.key_hash[rows]
-            columns = (places, rows, index.shard_of(rows), index.offset[rows], index.size[rows])
+            columns = (places, rows, shards, index.offset[rows], index.size[rows])
             located += [
                 Located(place, source, row, shard, offset, size)
                 for place, row, shard, offset, size in zip(*(column.tolist() for column in columns), strict=True)
             ]
         return located, labels, key_hash
+
+    def _announce(self, s: int, shards: set[int]) -> None:
+        """Shards met for the first time: their part of the index is asked for at once."""
+        seen = self._seen_shards[s]
+        if new := shards - seen:
+            self.sources[s].index.will_need(sorted(new))
+            if len(seen) > _REMEMBERED_SHARDS:
+                seen.clear()
+            seen |= new
 
     def _view(self, encoded: bytes, draws: NDArray[np.float64] | None, is_sound: bool) -> Tensor:
         """Pixels (S, S, C) of a training crop, or of the evaluation view where there are no draws."""

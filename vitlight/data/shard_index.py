@@ -92,6 +92,18 @@ class ShardIndex:
             for i, (begin, end) in enumerate(zip(begins, ends, strict=True))
         ]
 
+    def will_need(self, shards: Sequence[int]) -> None:
+        """Has the rows of these shards read from the disk, all at once; by faults, they would come one after another."""
+        for column in (self.offset, self.size, self.label, self.key_hash):
+            if not isinstance(column, np.memmap):
+                continue
+            first_byte = column.offset % mmap.ALLOCATIONGRANULARITY
+            for begin, end in self.shard_start[np.add.outer(np.asarray(shards), [0, 1])].tolist():
+                start = (first_byte + begin * column.itemsize) // mmap.PAGESIZE * mmap.PAGESIZE
+                length = first_byte + end * column.itemsize - start
+                if length > 0:
+                    column._mmap.madvise(mmap.MADV_WILLNEED, start, length)  # type: ignore[attr-defined]
+
     def release(self) -> None:
         """Gives back the memory of the pages that were read; they are mapped again when they are read again."""
         for column in vars(self).values():
