@@ -170,7 +170,7 @@ def measure_worker(folder: Path, num_batches: int) -> dict[str, float]:
 
     from vitlight.data.augment import Augmentation
     from vitlight.data.batches import ImageBatches, ImageSource
-    from vitlight.data.loader import Requests, build_loader
+    from vitlight.data.image_loader import Requests, build_loader
     from vitlight.data.plan import BatchRequest
     from vitlight.data.store import LocalStore
 
@@ -206,7 +206,7 @@ def measure_epochs(folder: Path, num_epochs: int) -> dict[str, float]:
     """Resident sets after the second and the last epoch over 2,000 small images, with two workers."""
     from vitlight.data.augment import Augmentation
     from vitlight.data.batches import ImageBatches, ImageSource
-    from vitlight.data.loader import Requests, build_loader
+    from vitlight.data.image_loader import Requests, build_loader
     from vitlight.data.store import LocalStore
     from vitlight.data.subset import SubsetRule
     from vitlight.data.synthetic import synth

@@ -14,8 +14,9 @@ from tests.data.test_prefetch import wait_until
 from vitlight.data.augment import Augmentation
 from vitlight.data.batches import ImageBatches, ImageSource
 from vitlight.data.cache import ShardCache
+from vitlight.data.image_loader import Requests, build_loader
 from vitlight.data.index import ShardIndex, load_index
-from vitlight.data.loader import Requests, World, build_loader, evaluation_requests, training_requests
+from vitlight.data.loader import World, evaluation_requests, training_requests
 from vitlight.data.plan import DataPlan, EvalPlan, PlanSource
 from vitlight.data.shards import write_shards
 from vitlight.data.store import open_store

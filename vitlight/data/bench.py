@@ -12,7 +12,7 @@ import torch
 from vitlight.data.batches import ImageBatches
 from vitlight.data.cache import ShardCache
 from vitlight.data.decode import DecodeError, crop_and_resize, decode_for_crop
-from vitlight.data.loader import Requests, build_loader
+from vitlight.data.image_loader import Requests, build_loader
 from vitlight.data.plan import BatchRequest, DataPlan
 from vitlight.errors import InputError
 

@@ -13,9 +13,10 @@ from torch.utils.data import DataLoader
 from vitlight.data.augment import Augmentation
 from vitlight.data.batches import Batch, ImageBatches, ImageSource
 from vitlight.data.cache import ShardCache
+from vitlight.data.image_loader import Requests, build_loader
 from vitlight.data.index import ShardIndex
 from vitlight.data.labels import LabelSource
-from vitlight.data.loader import Requests, World, build_loader, evaluation_requests, training_requests
+from vitlight.data.loader import World, evaluation_requests, training_requests
 from vitlight.data.mixing import Mixing
 from vitlight.data.plan import EvalPlan
 from vitlight.data.sources import default_cache_dir, shown

@@ -1,4 +1,4 @@
-"""The DataLoader over batch requests, as training and `vitlight data bench` run it."""
+"""What a rank asks its loader for, while the remote shards that it will need are fetched ahead."""
 
 import math
 import threading
@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitlight.data.cache import ShardCache
-from vitlight.data.image_loader import PREFETCHED_BATCHES, Requests, build_loader
+from vitlight.data.image_loader import PREFETCHED_BATCHES
 from vitlight.data.plan import BatchRequest, DataPlan, EvalPlan
 from vitlight.data.prefetch import Prefetcher, ShardUse
 from vitlight.data.shard_index import ShardIndex
 from vitlight.data.sources import is_remote
 
-__all__ = ["Requests", "World", "build_loader", "evaluation_requests", "training_requests"]
+__all__ = ["World", "evaluation_requests", "training_requests"]
 
 _GIB = 1 << 30
 

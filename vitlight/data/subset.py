@@ -217,9 +217,12 @@ def choose_rows(index: Labelled, rule: SubsetRule, *, memory: Path | None = None
         path = memory / f"{name}.npz"
         if (known := _recall(index, rule, path)) is not None:
             return known
-    everyone = Thresholds(np.zeros(1, np.uint64), np.zeros(1, np.int64))
-    split = find_thresholds(index, np.array([num_val]), lambda rows, hashes, labels: (hash_words(_SPLIT, hashes), None))
-    choice = _Choice(split if num_val else everyone, None, rule.seed)
+    split = Thresholds(np.zeros(1, np.uint64), np.zeros(1, np.int64))  # nothing lies below
+    if num_val:
+        split = find_thresholds(
+            index, np.array([num_val]), lambda rows, hashes, labels: (hash_words(_SPLIT, hashes), None)
+        )
+    choice = _Choice(split, None, rule.seed)
     num_classes = 1 + max((int(labels.max()) for _, _, labels in each_chunk(index)), default=0)
     counts = np.zeros(num_classes, np.int64)
     for rows, hashes, labels in each_chunk(index):
