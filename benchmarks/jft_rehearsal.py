@@ -99,6 +99,15 @@ def _open(folder: Path, **rule: Any) -> Any:
     )
 
 
+def _batches_of(index: Any, size: int, augmentation: Any) -> Any:
+    """What decodes the images of an index."""
+    from vitlight.data.batches import ImageBatches, ImageSource
+    from vitlight.data.store import LocalStore
+
+    source = ImageSource(index, LocalStore(index.shards))
+    return ImageBatches([source], size=size, channels=3, seed=0, augmentation=augmentation, eval_crop=1.0)
+
+
 def measure_open(folder: Path) -> dict[str, float]:
     """Seconds to open the index and to plan over it, in a process that has imported what it needs."""
     import vitlight.data.training_set  # noqa: F401
@@ -112,14 +121,10 @@ def measure_open(folder: Path) -> dict[str, float]:
 
 def measure_first(folder: Path, epoch: int, part: float) -> dict[str, float]:
     """Seconds from an opened index to the first batch at some part of some epoch, with its columns read."""
-    from vitlight.data.batches import ImageBatches, ImageSource
-    from vitlight.data.store import LocalStore
 
     training = _open(folder)
     index = training.indexes[0]
-    batches = ImageBatches(
-        [ImageSource(index, LocalStore(index.shards))], size=64, channels=3, seed=0, augmentation=None, eval_crop=1.0
-    )
+    batches = _batches_of(index, 64, None)
     step = int((epoch + part) * training.plan.num_samples) // BATCH
     start = time.perf_counter()
     located, _, _ = batches.locate(training.plan.batch(step).ids)
@@ -169,22 +174,13 @@ def measure_worker(folder: Path, num_batches: int) -> dict[str, float]:
     import torch
 
     from vitlight.data.augment import Augmentation
-    from vitlight.data.batches import ImageBatches, ImageSource
     from vitlight.data.image_loader import Requests, build_loader
     from vitlight.data.plan import BatchRequest
-    from vitlight.data.store import LocalStore
 
     torch.set_num_threads(1)
     training = _open(folder)
     index = training.indexes[0]
-    batches = ImageBatches(
-        [ImageSource(index, LocalStore(index.shards))],
-        size=64,
-        channels=3,
-        seed=0,
-        augmentation=Augmentation(min_area=0.05),
-        eval_crop=1.0,
-    )
+    batches = _batches_of(index, 64, Augmentation(min_area=0.05))
     # Strides through the epoch: each batch from another place, which touches far more of the index than a run does.
     stride = training.plan.num_samples // BATCH // num_batches
 
@@ -205,9 +201,7 @@ def measure_worker(folder: Path, num_batches: int) -> dict[str, float]:
 def measure_epochs(folder: Path, num_epochs: int) -> dict[str, float]:
     """Resident sets after the second and the last epoch over 2,000 small images, with two workers."""
     from vitlight.data.augment import Augmentation
-    from vitlight.data.batches import ImageBatches, ImageSource
     from vitlight.data.image_loader import Requests, build_loader
-    from vitlight.data.store import LocalStore
     from vitlight.data.subset import SubsetRule
     from vitlight.data.synthetic import synth
     from vitlight.data.training_set import IndexOptions, open_training_set
@@ -217,14 +211,7 @@ def measure_epochs(folder: Path, num_epochs: int) -> dict[str, float]:
         str(folder / "small" / "train"), IndexOptions(), SubsetRule(), seed=0, global_batch_size=50
     )
     index = training.indexes[0]
-    batches = ImageBatches(
-        [ImageSource(index, LocalStore(index.shards))],
-        size=32,
-        channels=3,
-        seed=0,
-        augmentation=Augmentation(policy="trivialaugment"),
-        eval_crop=1.0,
-    )
+    batches = _batches_of(index, 32, Augmentation(policy="trivialaugment"))
     steps = 2000 // 50 * num_epochs
     requests = Requests(steps, lambda: training.plan.micro_batches(0, steps))
     loader = build_loader(batches, requests, num_workers=2, batch_size=50)
