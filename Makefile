@@ -33,6 +33,7 @@ install-dev: .venv/.installed-dev
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	# What tests compare with. Out of site-packages: there torchmetrics would find torchvision, which has no build for every torch.
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .venv/reference timm==1.0.31 torchvision==0.28.0
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .venv/reference-hf transformers==5.23.0 tokenizers==0.23.1 regex==2026.11.15
 	touch $@
 
 clean:

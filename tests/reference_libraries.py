@@ -1,5 +1,6 @@
-"""torchvision and timm, as references for our own operations. `make install-dev` puts them into <venv>/reference, beside
-the packages of the environment: where torchvision's compiled part doesn't fit torch, its mere presence breaks others."""
+"""torchvision, timm and transformers, as references for our own operations. `make install-dev` puts them into
+<venv>/reference and <venv>/reference-hf, beside the packages of the environment: where torchvision's compiled part doesn't
+fit torch, its mere presence breaks others, transformers among them."""
 
 import importlib
 import sys
@@ -14,6 +15,7 @@ from tests.requirements import require
 __all__ = ["reference"]
 
 _FOLDER = Path(sys.prefix) / "reference"
+_FOLDERS = {"torchvision": _FOLDER, "timm": _FOLDER, "transformers": Path(sys.prefix) / "reference-hf"}
 _BOX_OPS = ("nms", "qnms")
 
 
@@ -33,12 +35,16 @@ def _declare_box_ops() -> torch.library.Library | None:
 
 @cache
 def reference(module: str) -> ModuleType:
-    """A module of torchvision or timm; the calling test skips, or fails where everything is required, without them."""
-    present = all((_FOLDER / name / "__init__.py").is_file() for name in ("torchvision", "timm"))
-    require(present, "torchvision and timm in <venv>/reference, which `make install-dev` installs")
-    _declare_box_ops()
-    sys.path.insert(0, str(_FOLDER))
+    """A module of torchvision, timm or transformers; the calling test skips, or fails where everything is required, without
+    them."""
+    folder = _FOLDERS[module.partition(".")[0]]
+    names = [name for name, its_folder in _FOLDERS.items() if its_folder == folder]
+    present = all((folder / name / "__init__.py").is_file() for name in names)
+    require(present, f"{' and '.join(names)} in <venv>/{folder.name}, which `make install-dev` installs")
+    if "torchvision" in names:
+        _declare_box_ops()
+    sys.path.insert(0, str(folder))
     try:
         return importlib.import_module(module)
     finally:
-        sys.path.remove(str(_FOLDER))
+        sys.path.remove(str(folder))

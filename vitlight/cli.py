@@ -1,7 +1,6 @@
 """The command line. Light to start: each command imports what it needs when it runs."""
 
 import argparse
-import json
 import logging
 import os
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from vitlight import __version__
+from vitlight.convert_command import add_convert_parser
 from vitlight.data.commands import add_data_parser
 from vitlight.errors import InputError, did_you_mean
 from vitlight.sweep.commands import add_sweep_parser
@@ -85,17 +85,14 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     commands = parser.add_subparsers(metavar="COMMAND", title="commands")
     for name, what in _EXPERIMENT.items():
         commands.add_parser(name, help=what, add_help=False)
-    models = commands.add_parser("models", help="every architecture with its parameters and forward MACs")
-    models.add_argument("--image-size", type=int, metavar="N", help="pixels of a side (default: each arch's own)")
-    models.add_argument("--family", choices=("vit", "coatnet", "resnet"), help="only this family")
-    models.add_argument("--json", action="store_true", help="a JSON list of rows")
-    models.set_defaults(handler=_models)
+    _add_models_parser(commands)
     add_data_parser(commands)
     add_sweep_parser(commands)
     report = commands.add_parser("report", help="one self-contained page, figures and CSV from run directories")
     report.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="run directories, or folders of them")
     report.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: RUNS/report)")
     report.set_defaults(handler=_report)
+    add_convert_parser(commands)
     return parser, commands.choices
 
 
@@ -115,27 +112,32 @@ def _experiment(args: list[str]) -> int:
     return execute(ExperimentCLI(args))
 
 
+def _add_models_parser(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    models = commands.add_parser(
+        "models", help="every architecture with its parameters and forward MACs; of one, where they lie and its memory"
+    )
+    models.add_argument("arch", nargs="?", metavar="ARCH", help="one architecture in detail")
+    models.add_argument("--image-size", type=int, metavar="N", help="pixels of a side (default: each arch's own)")
+    models.add_argument("--family", choices=("vit", "coatnet", "resnet"), help="only this family")
+    models.add_argument("--option", action="append", metavar="KEY=VALUE", help="a setting of ARCH, as pool=gap")
+    models.add_argument("--modules", action="store_true", help="a row for each module of ARCH")
+    models.add_argument("--depth", type=int, metavar="D", help="modules down to this depth only")
+    models.add_argument("--memory", action="store_true", help="estimate what training ARCH takes")
+    models.add_argument("--batch-size", type=int, metavar="N", help="images a step on one device")
+    models.add_argument(
+        "--precision", default="32", help="32, bf16-mixed, 16-mixed or bf16-true (default: %(default)s)"
+    )
+    models.add_argument("--optimizer", default="adamw", help="adamw or sgd (default: %(default)s)")
+    models.add_argument("--checkpointing", action="store_true", help="with activation checkpointing by block")
+    models.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    models.add_argument("--json", action="store_true", help="a JSON list of rows, or of ARCH one object")
+    models.set_defaults(handler=_models)
+
+
 def _models(args: argparse.Namespace) -> int:
-    from vitlight.cost import model_table
+    from vitlight.cost.report import report_models
 
-    if args.image_size is not None and args.image_size < 1:
-        raise InputError(f"--image-size={args.image_size} is not at least 1")
-    rows = [row for row in model_table(args.image_size) if args.family in (None, row["family"])]
-    if args.json:
-        print(json.dumps(rows, indent=1))
-        return 0
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("arch", "family", *("params [M]", "forward [GMACs]", "image size [px]"), box=None, pad_edge=False)
-    for column in table.columns[2:]:
-        column.justify = "right"
-    for row in rows:
-        params = "-" if row["params"] is None else f"{row['params'] / 1e6:,.2f}"
-        macs = "-" if row["forward_macs"] is None else f"{row['forward_macs'] / 1e9:,.4g}"
-        table.add_row(row["arch"], row["family"], params, macs, str(row["image_size"]))
-    Console().print(table)
-    return 0
+    return report_models(args)
 
 
 def _report(args: argparse.Namespace) -> int:

@@ -3,8 +3,10 @@ import torch
 from torch import nn
 
 from vitlight.cost import forward_macs
-from vitlight.models import ResNet, build_model
-from vitlight.models.bit import StandardConv2d
+from vitlight.errors import InputError
+from vitlight.models import BiT, BiTConfig, ResNet, build_config, build_model, set_activation_checkpointing
+from vitlight.models.bit import Block as BiTBlock
+from vitlight.models.bit import StandardConv2d, StemPool, standardised
 from vitlight.models.resnet import Block
 
 
@@ -13,31 +15,32 @@ def on_meta(arch: str, image_size: int = 224, **overrides: object) -> nn.Module:
         return build_model(arch, 1000, image_size, **overrides)
 
 
-@pytest.mark.parametrize(
-    ("arch", "gmacs"),
-    # torchvision's model table
-    [("resnet18", 1.814), ("resnet34", 3.664), ("resnet50", 4.089), ("resnet101", 7.801), ("resnet152", 11.514)],
-)
-def test_published_macs(arch: str, gmacs: float) -> None:
-    assert forward_macs(on_meta(arch), 224) / 1e9 == pytest.approx(gmacs, abs=6e-4)
+def tiny_bit(**overrides: float) -> BiT:
+    """A two-stage network of the smallest width."""
+    torch.manual_seed(0)
+    return BiT(BiTConfig((1, 2), 1, image_size=32, num_classes=10, **overrides))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("arch", "image_size", "millions", "gmacs"),
-    # timm's results table, whose GMACs also hold norms and weight standardisation: 0.6 to 3.5 % above matrix products
-    [
-        ("bit_r50x1", 224, 25.55, 4.23),
-        ("bit_r50x3", 448, 217.32, 145.7),
-        ("bit_r101x1", 224, 44.54, 8.04),
-        ("bit_r101x3", 448, 387.93, 280.33),
-        ("bit_r152x2", 448, 236.34, 184.99),
-        ("bit_r152x4", 480, 936.53, 844.84),
-    ],
+    ("arch", "millions", "gmacs"),
+    # torchvision's model table; the deeper ones, the wide ones and BiT are in test_published.py
+    [("resnet18", 11.690, 1.814), ("resnet34", 21.798, 3.664)],
 )
-def test_published_bit(arch: str, image_size: int, millions: float, gmacs: float) -> None:
-    model = on_meta(arch, image_size)
-    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.006)
-    assert 0.965 < forward_macs(model, image_size) / 1e9 / gmacs < 1
+def test_published_sizes(arch: str, millions: float, gmacs: float) -> None:
+    model = on_meta(arch)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=6e-4)
+    assert forward_macs(model, 224) / 1e9 == pytest.approx(gmacs, abs=6e-4)
+
+
+def test_the_middle_of_a_wide_bottleneck_is_twice_as_wide() -> None:
+    model = on_meta("wide_resnet50_2")
+    assert isinstance(model, ResNet)
+    assert [conv.weight.shape[:2] for conv in model.stages[0][1].convs] == [(128, 256), (128, 128), (256, 128)]
+
+
+def test_a_basic_block_has_no_bottleneck_to_widen() -> None:
+    with pytest.raises(InputError, match="bottleneck_factor=2 has no meaning with block_type='basic'; set it to 1"):
+        build_config("resnet18", bottleneck_factor=2)
 
 
 def test_residual_branches_start_at_zero_unless_told() -> None:
@@ -63,6 +66,79 @@ def test_standardised_kernels_have_mean_0_and_variance_1() -> None:
     variance = conv.weight.var((1, 2, 3), unbiased=False, keepdim=True)
     expected = nn.functional.conv2d(x, (conv.weight - mean) / torch.sqrt(variance + 1e-10), padding=1)
     torch.testing.assert_close(conv(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_kernel_is_standardised_in_its_own_memory_format() -> None:
+    torch.manual_seed(0)
+    kernel = torch.randn(8, 6, 3, 3)
+    first = standardised(kernel, 1e-10)
+    last = standardised(kernel.contiguous(memory_format=torch.channels_last), 1e-10)
+    assert first.is_contiguous()
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(last, first)
+
+
+def test_weight_eps_reaches_every_convolution() -> None:
+    convolutions = [m for m in tiny_bit(weight_eps=1e-3).modules() if isinstance(m, StandardConv2d)]
+    assert len(convolutions) == 1 + 3 * 3 + 2
+    assert {convolution.eps for convolution in convolutions} == {1e-3}
+    kernel = torch.tensor([-1e-2, 1e-2]).view(1, 2, 1, 1)  # of variance 1e-4
+    torch.testing.assert_close(standardised(kernel, 1e-3), kernel / 1.1e-3**0.5)
+    with pytest.raises(InputError, match="weight_eps=0 must be above 0"):
+        build_config("bit_r50x1", weight_eps=0)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("side", [5, 6])
+def test_the_stem_pools_over_a_border_of_zeros(side: int, memory_format: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    x = -torch.rand(2, 4, side, side).contiguous(memory_format=memory_format)
+    out = StemPool()(x)
+    expected = torch.nn.functional.max_pool2d(torch.nn.functional.pad(x.contiguous(), (1, 1, 1, 1)), 3, 2)
+    assert torch.equal(out, expected)
+    assert not out[:, :, 0].any()
+    assert out[:, :, 1, 1].max() < 0
+    assert out.is_contiguous(memory_format=memory_format)
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(module, Block | BiTBlock)]
+
+
+@pytest.mark.parametrize("name", ["resnet", "bit"])
+def test_a_block_is_its_shortcut_where_dropped_and_leaves_its_input_alone(name: str) -> None:
+    torch.manual_seed(0)
+    model = tiny_bit() if name == "bit" else build_model("resnet_nano3", 10, 32, zero_init_residual=False)
+    block = blocks(model)[-1]
+    assert isinstance(block, Block | BiTBlock)
+    block.drop_path.rate = 0.5
+    x = torch.randn(4, 512 if name == "bit" else 192, 4, 4)
+    before = x.clone()
+    shortcut = x.relu() if name == "resnet" else x
+    is_dropped = (block(x) == shortcut).flatten(1).all(1)
+    assert is_dropped.sum() == 2
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("name", ["resnet", "bit"])
+def test_checkpointing_changes_neither_gradients_nor_statistics(name: str) -> None:
+    torch.manual_seed(0)
+    images, states = torch.randn(4, 3, 32, 32), []
+    calls: list[nn.Module] = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        model = tiny_bit() if name == "bit" else build_model("resnet_nano3", 10, 32, zero_init_residual=False)
+        nn.init.normal_(model.head.weight)  # type: ignore[arg-type]
+        set_activation_checkpointing(model, enabled)
+        for block in blocks(model):
+            block.register_forward_pre_hook(lambda module, _: calls.append(module))
+        model(images).square().sum().backward()
+        states.append((model.state_dict(), {n: p.grad for n, p in model.named_parameters()}))
+        assert len(calls) == (3 if enabled else 1) * len(blocks(model))  # one of the first model, two of the second
+    (plain, plain_gradients), (again, gradients) = states
+    assert all(torch.equal(again[n], tensor) for n, tensor in plain.items())
+    for n, gradient in plain_gradients.items():
+        torch.testing.assert_close(gradients[n], gradient)
 
 
 def test_small_stem_and_grids() -> None:

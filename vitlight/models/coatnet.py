@@ -2,23 +2,32 @@
 
 Differs from the paper: nothing known, but the paper leaves open what is chosen here: a LayerNorm before the final
 pooling, and a hidden tanh layer before the classifier, without which no printed parameter count is reached. CoAtNet-6
-ends 3072 wide: the printed 2048 gives 1.35 billion parameters, 3072 gives the printed 1.47 billion.
+ends 3072 wide: the printed 2048 gives 1.35 billion parameters, 3072 gives the printed 1.47 billion. The sizes of the
+layouts that section 2.2 compares (C-C-C-C to ViT_REL) are not printed; see `STUDY`.
 
 Shape letters: B batch, N tokens, C or D width, H W grid, K classes.
 """
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, cast, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitlight.errors import InputError
+from vitlight.models.coatnet_blocks import (
+    Activation,
+    BlockOptions,
+    Downsample,
+    MBConv,
+    Norm,
+    PoolType,
+    TransformerBlock,
+    conv,
+    displacements,
+    norm,
+)
 from vitlight.models.layers import (
-    Attention,
-    DropPath,
-    Mlp,
     check_choice,
     check_images,
     check_positive,
@@ -26,21 +35,31 @@ from vitlight.models.layers import (
     check_stages,
     drop_path_ramp,
     lecun_normal_,
+    run_block,
     zero_head,
 )
 
-__all__ = ["LADDER", "PUBLISHED", "CoAtNet", "CoAtNetConfig", "resolve"]
+__all__ = ["LADDER", "PUBLISHED", "STUDY", "TIMM_OPTIONS", "CoAtNet", "CoAtNetConfig", "resolve"]
 
-BlockType = Literal["conv", "mbconv", "transformer"]
-Downsample = Literal["expansion", "depthwise"]
+BlockType = Literal["conv", "patches", "mbconv", "transformer"]
+NormPosition = Literal["before_pool", "after_pool"]
+ShortcutProjection = Literal["always", "on_change"]
 
 
 @dataclass(frozen=True)
 class CoAtNetConfig:
     """Everything that defines a CoAtNet. One entry a stage in `widths`, `depths`, `block_types` and `strides`.
 
-    Stage 0 is the stem, the only one of type "conv". `downsample` says which convolution of a striding MBConv strides:
-    the 1x1 "expansion" (Eqn 5, the paper's main text) or the "depthwise" one (Table 9; slower, better when small).
+    Stage 0 is the stem: "conv" (3x3 convolutions, the first with the stride) or "patches" (one convolution as large as
+    its stride, as in ViT). Later stages are "mbconv" or "transformer".
+
+    downsample: Which convolution of a striding MBConv strides: the 1x1 "expansion" (Eqn 5, the paper's main text) or the
+        "depthwise" one (Table 9; slower, better when small).
+    pool_type: Of the pooling that shrinks identity branches and the input of attention.
+    shortcut_projection: Whether a stage's first block projects its identity branch "always", or only "on_change" of width.
+    relative_attention: Whether attention has the bias tables (Table 6).
+    conv_norm: "batch" or "layer" (over channels) normalisation in the stem and in MBConv (Table 8).
+    norm_position: Of the last LayerNorm, before or after the mean over the grid.
     """
 
     widths: tuple[int, ...]
@@ -50,6 +69,13 @@ class CoAtNetConfig:
     head_dim: int = 32
     expansion: int = 4
     downsample: Downsample = "expansion"
+    pool_type: PoolType = "max"
+    shortcut_projection: ShortcutProjection = "always"
+    relative_attention: bool = True
+    conv_norm: Norm = "batch"
+    stem_bias: bool = True
+    se_activation: Activation = "gelu"
+    norm_position: NormPosition = "before_pool"
     hidden_head: bool = True
     image_size: int = 224
     in_channels: int = 3
@@ -63,12 +89,22 @@ class CoAtNetConfig:
         check_positive(in_channels=self.in_channels, num_classes=self.num_classes)
         check_rate(drop_path_rate=self.drop_path_rate)
         check_choice(get_args(Downsample), downsample=self.downsample)
+        check_choice(get_args(PoolType), pool_type=self.pool_type)
+        check_choice(get_args(ShortcutProjection), shortcut_projection=self.shortcut_projection)
+        check_choice(get_args(Norm), conv_norm=self.conv_norm)
+        check_choice(get_args(Activation), se_activation=self.se_activation)
+        check_choice(get_args(NormPosition), norm_position=self.norm_position)
         for i, block_type in enumerate(self.block_types):
-            check_choice(("mbconv", "transformer") if i else ("conv",), **{f"block_types[{i}]": block_type})
+            check_choice(("mbconv", "transformer") if i else ("conv", "patches"), **{f"block_types[{i}]": block_type})
             if block_type == "transformer" and self.widths[i] % self.head_dim:
                 raise InputError(f"widths[{i}]={self.widths[i]} is not a multiple of head_dim={self.head_dim}")
         if "transformer" in self.block_types and "mbconv" in self.block_types[self.block_types.index("transformer") :]:
             raise InputError(f"block_types={self.block_types}: no mbconv stage may follow a transformer stage")
+        if self.block_types[0] == "patches" and (self.depths[0] > 1 or self.image_size % self.strides[0]):
+            raise InputError(
+                f"block_types[0]='patches' needs depths[0]=1, not {self.depths[0]}, and an image_size that is a multiple "
+                f"of strides[0]={self.strides[0]}, not {self.image_size}"
+            )
 
     @property
     def grids(self) -> tuple[int, ...]:
@@ -97,6 +133,17 @@ PUBLISHED = {
 }
 
 
+# What timm's coatnet_N_224 do otherwise: give these to `build_model` for the same network.
+TIMM_OPTIONS: dict[str, Any] = {
+    "downsample": "depthwise",
+    "pool_type": "avg",
+    "shortcut_projection": "on_change",
+    "stem_bias": False,
+    "se_activation": "silu",
+    "norm_position": "after_pool",
+}
+
+
 def _small(widths: tuple[int, ...], depths: tuple[int, ...]) -> CoAtNetConfig:
     # Grids 14, 7, 7, 4 at 28 px: attention over 49 tokens, then 16. The wide expansion never runs on the stem's grid,
     # which makes a training step on a CPU about 1.2 times as fast, at equal MACs, as an MBConv stage there.
@@ -113,146 +160,83 @@ LADDER = {
 }
 
 
+def _study(number: int, layout: str, widths: tuple[int, ...], depths: tuple[int, ...]) -> CoAtNetConfig:
+    full = PUBLISHED[f"coatnet_{number}"]
+    if layout == "vitrel":
+        return replace(full, widths=widths, depths=depths, block_types=("patches", "transformer"), strides=(16, 1))
+    stages: list[BlockType] = ["mbconv" if letter == "c" else "transformer" for letter in layout]
+    return replace(full, depths=depths, block_types=("conv", *stages))
+
+
+# The layouts that section 2.2 compares with C-C-T-T, which is CoAtNet itself: the letters say which stages are MBConv and
+# which transformers; ViT_REL has a 16x16 patch stem and relative attention. The paper matches their sizes and prints none.
+# Here widths are those of CoAtNet-N, and S2 and S3 (in ViT_REL width and depth) are chosen by search: forward MACs at 224
+# lie within 3 % of CoAtNet-N's, parameters within 5 % (coatnet_0_vitrel: 18 % fewer).
+STUDY = {
+    f"coatnet_{number}_{layout}": _study(number, layout, widths, depths)
+    for number, layout, widths, depths in (
+        (0, "cccc", (), (2, 2, 5, 7, 2)),
+        (0, "ccct", (), (2, 2, 6, 5, 2)),
+        (0, "cttt", (), (2, 2, 1, 5, 2)),
+        (0, "vitrel", (384, 384), (1, 11)),
+        (1, "cccc", (), (2, 2, 12, 17, 2)),
+        (1, "ccct", (), (2, 2, 12, 16, 2)),
+        (1, "cttt", (), (2, 2, 2, 15, 2)),
+        (1, "vitrel", (480, 480), (1, 14)),
+        (2, "cccc", (), (2, 2, 12, 17, 2)),
+        (2, "ccct", (), (2, 2, 12, 16, 2)),
+        (2, "cttt", (), (2, 2, 2, 15, 2)),
+        (2, "vitrel", (640, 640), (1, 15)),
+        (3, "cccc", (), (2, 2, 12, 17, 2)),
+        (3, "ccct", (), (2, 2, 11, 16, 2)),
+        (3, "cttt", (), (2, 2, 3, 14, 2)),
+        (3, "vitrel", (832, 832), (1, 20)),
+    )
+}
+
+
 def resolve(arch: str) -> CoAtNetConfig | None:
     """The config of a listed name; None for any other."""
-    return PUBLISHED.get(arch) or LADDER.get(arch)
-
-
-def _conv(width_in: int, width: int, kernel: int, stride: int = 1, groups: int = 1, bias: bool = True) -> nn.Conv2d:
-    conv = nn.Conv2d(width_in, width, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=bias)
-    lecun_normal_(conv.weight)
-    if conv.bias is not None:
-        nn.init.zeros_(conv.bias)
-    return conv
-
-
-class SqueezeExcite(nn.Module):
-    """Channel gates from the mean over the grid (Hu et al. 2017, arXiv 1709.01507), (B, C, H, W) to the same."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gates = torch.sigmoid(self.fc2(F.gelu(self.fc1(x.mean((2, 3))))))  # (B, C)
-        return x * gates[:, :, None, None]
-
-
-class MBConv(nn.Module):
-    """Inverted bottleneck, pre-activation, (B, C_in, H, W) to (B, C, H/stride, W/stride).
-
-    `first` marks a stage's first block, whose identity branch is Proj(Pool(x)). The expansion is counted from the
-    width the block gives, and so is the squeeze-and-excitation bottleneck of a quarter of it.
-    """
-
-    def __init__(
-        self, width_in: int, width: int, stride: int, first: bool, drop_path_rate: float, config: CoAtNetConfig
-    ) -> None:
-        super().__init__()
-        hidden = config.expansion * width
-        strides = (stride, 1) if config.downsample == "expansion" else (1, stride)
-        self.pool = _pool(stride)
-        self.shortcut: nn.Module = _conv(width_in, width, 1) if first else nn.Identity()
-        self.branch = nn.Sequential(
-            nn.BatchNorm2d(width_in),
-            _conv(width_in, hidden, 1, strides[0], bias=False),
-            nn.BatchNorm2d(hidden),
-            nn.GELU(),
-            _conv(hidden, hidden, 3, strides[1], groups=hidden, bias=False),
-            nn.BatchNorm2d(hidden),
-            nn.GELU(),
-            SqueezeExcite(hidden, max(width // 4, 1)),
-            _conv(hidden, width, 1),
-            DropPath(drop_path_rate),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.shortcut(self.pool(x)) + self.branch(x)
-
-
-class TransformerBlock(nn.Module):
-    """Relative self-attention and FFN, pre-LN, (B, H, W, D_in) to (B, H/stride, W/stride, D); channels stand last.
-
-    The bias table holds one entry a head and a displacement (dy, dx), and depends on no input (section 2.1).
-    """
-
-    def __init__(
-        self,
-        width_in: int,
-        width: int,
-        stride: int,
-        first: bool,
-        drop_path_rate: float,
-        grid: int,
-        config: CoAtNetConfig,
-    ) -> None:
-        super().__init__()
-        self.grid = grid
-        self.pool = _pool(stride)
-        self.shortcut: nn.Module = nn.Identity()
-        if first:
-            self.shortcut = projection = nn.Linear(width_in, width)
-            nn.init.xavier_uniform_(projection.weight)
-            nn.init.zeros_(projection.bias)
-        num_heads = width // config.head_dim
-        self.norm1 = nn.LayerNorm(width_in, eps=1e-6)
-        self.attn = Attention(width, num_heads, width_in)
-        self.bias_table = nn.Parameter(
-            nn.init.trunc_normal_(torch.empty(num_heads, 2 * grid - 1, 2 * grid - 1), std=0.02)
-        )
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = Mlp(width, config.expansion * width)
-        self.drop_path = DropPath(drop_path_rate)
-
-    def relative_bias(self) -> Tensor:
-        """(heads, N, N): entry [h, i, j] is the table's for head h and the displacement from token i to token j.
-
-        Windows of the table are views, so no index tensor is kept: window (a, b) starts at the displacement (a, b)
-        below the lowest, which is what token (H-1-a, W-1-b) sees.
-        """
-        windows = self.bias_table.unfold(1, self.grid, 1).unfold(2, self.grid, 1)  # (heads, H, W, H, W)
-        return windows.flip(1, 2).flatten(3, 4).flatten(1, 2)
-
-    def _pooled(self, x: Tensor) -> Tensor:
-        if isinstance(self.pool, nn.Identity):
-            return x
-        return self.pool(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        tokens = self._pooled(self.norm1(x)).flatten(1, 2)  # (B, N, D_in)
-        attended = self.attn(tokens, self.relative_bias()).unflatten(1, (self.grid, self.grid))
-        x = self.shortcut(self._pooled(x)) + self.drop_path(attended)
-        return x + self.drop_path(self.mlp(self.norm2(x)))
-
-
-def _pool(stride: int) -> nn.Module:
-    # An odd grid rounds up, as strided convolutions do: 7 becomes 4.
-    return nn.MaxPool2d(stride, ceil_mode=True) if stride > 1 else nn.Identity()
+    return PUBLISHED.get(arch) or LADDER.get(arch) or STUDY.get(arch)
 
 
 class CoAtNet(nn.Module):
     """CoAtNet; `config` says which."""
 
+    activation_checkpointing = False
+
     def __init__(self, config: CoAtNetConfig) -> None:
         super().__init__()
         self.config = config
+        options = BlockOptions(**{field.name: getattr(config, field.name) for field in fields(BlockOptions)})
         width_in = config.widths[0]
-        self.stem = nn.Sequential(_conv(config.in_channels, width_in, 3, config.strides[0]))
-        for _ in range(config.depths[0] - 1):
-            self.stem.extend([nn.BatchNorm2d(width_in), nn.GELU(), _conv(width_in, width_in, 3)])
+        stride = config.strides[0]
+        if config.block_types[0] == "patches":
+            patches = nn.Conv2d(config.in_channels, width_in, stride, stride=stride)
+            lecun_normal_(patches.weight)
+            nn.init.zeros_(cast(Tensor, patches.bias))
+            self.stem = nn.Sequential(patches)
+        else:
+            self.stem = nn.Sequential(conv(config.in_channels, width_in, 3, stride, bias=config.stem_bias))
+            for _ in range(config.depths[0] - 1):
+                middle = conv(width_in, width_in, 3, bias=config.stem_bias)
+                self.stem.extend([norm(width_in, config.conv_norm), nn.GELU(), middle])
         rates = iter(drop_path_ramp(config.drop_path_rate, sum(config.depths[1:])))
         self.stages = nn.ModuleList()
         for i in range(1, len(config.widths)):
-            stage = nn.Sequential()
+            stage = nn.ModuleList()
+            width = config.widths[i]
             for j in range(config.depths[i]):
-                shape = (width_in, config.widths[i], config.strides[i] if j == 0 else 1, j == 0, next(rates))
+                project = j == 0 and (config.shortcut_projection == "always" or width_in != width)
+                shape = (width_in, width, config.strides[i] if j == 0 else 1, project, next(rates))
                 if config.block_types[i] == "mbconv":
-                    stage.append(MBConv(*shape, config))
+                    stage.append(MBConv(*shape, options))
                 else:
-                    stage.append(TransformerBlock(*shape, config.grids[i], config))
-                width_in = config.widths[i]
+                    stage.append(TransformerBlock(*shape, config.grids[i], options))
+                width_in = width
             self.stages.append(stage)
+            if config.block_types[i] == "transformer":  # one for all blocks of a stage
+                self.register_buffer(f"displacements{i}", displacements(config.grids[i]), persistent=False)
         self.norm = nn.LayerNorm(width_in, eps=1e-6)
         if config.hidden_head:
             self.hidden = nn.Linear(width_in, width_in)
@@ -261,19 +245,27 @@ class CoAtNet(nn.Module):
         self.head = zero_head(width_in, config.num_classes)
 
     def features(self, images: Tensor) -> Tensor:
-        """Feature map (B, H, W, D) after the last norm; images as in `forward`."""
+        """Feature map (B, H, W, D) after the last norm, where that stands before the pooling; images as in `forward`."""
         check_images(images, self.config.in_channels, self.config.image_size)
         x = self.stem(images)  # (B, C, H, W)
+        checkpoint = self.activation_checkpointing and self.training
         channels_first = True
-        for stage, block_type in zip(self.stages, self.config.block_types[1:], strict=True):
-            if channels_first and block_type == "transformer":
-                x, channels_first = x.permute(0, 2, 3, 1), False
-            x = stage(x)
-        return self.norm(x.permute(0, 2, 3, 1) if channels_first else x)
+        for i, stage in enumerate(self.stages, start=1):
+            context: tuple[Tensor, ...] = ()
+            if self.config.block_types[i] == "transformer":
+                context = (getattr(self, f"displacements{i}"),)
+                if channels_first:
+                    x, channels_first = x.permute(0, 2, 3, 1), False
+            for block in cast(nn.ModuleList, stage):
+                x = run_block(block, x, *context, checkpoint=checkpoint)
+        x = x.permute(0, 2, 3, 1) if channels_first else x
+        return self.norm(x) if self.config.norm_position == "before_pool" else x
 
     def forward(self, images: Tensor) -> Tensor:
         """Class logits (B, K), float32, for images (B, in_channels, image_size, image_size)."""
         x = self.features(images).mean((1, 2))  # (B, D)
+        if self.config.norm_position == "after_pool":
+            x = self.norm(x)
         if self.config.hidden_head:
             x = torch.tanh(self.hidden(x))
         return self.head(x).float()

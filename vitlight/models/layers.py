@@ -4,11 +4,13 @@ Shape letters: B batch, N tokens, D width, H W grid, C channels, K classes.
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from vitlight.errors import InputError
@@ -16,6 +18,7 @@ from vitlight.errors import InputError
 __all__ = [
     "Attention",
     "DropPath",
+    "Gelu",
     "Mlp",
     "check_choice",
     "check_images",
@@ -24,8 +27,11 @@ __all__ = [
     "check_stages",
     "drop_path_ramp",
     "lecun_normal_",
+    "run_block",
     "zero_head",
 ]
+
+Gelu = Literal["exact", "tanh"]
 
 
 def check_positive(**values: int | Sequence[int]) -> None:
@@ -92,36 +98,96 @@ def zero_head(width: int, num_classes: int) -> nn.Linear:
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: drops a whole branch for a sample with probability `rate`, and scales those kept by 1/(1-rate)."""
+    """Stochastic depth (Huang et al. 2016, 1603.09382) that does no work for the samples it drops.
+
+    In training each sample goes through the branch with probability exactly 1 - `rate`, and what comes out is scaled by
+    1 / (1 - rate). The branch sees ceil(B * (1 - rate)) randomly chosen samples, the same number at every step, so that
+    shapes stand still for a compiler and the share dropped varies less than in independent draws; where B * (1 - rate) is
+    not a whole number, the last of them counts with the probability that is left. Batch norms in the branch see the chosen
+    samples alone.
+    """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, identity: Tensor, branch: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """identity + branch(x), (B, ...); `branch` takes any part of a batch."""
         if not self.training or self.rate == 0:
-            return x
-        kept = torch.empty(x.shape[0], *[1] * (x.ndim - 1), dtype=x.dtype, device=x.device)
-        return x * kept.bernoulli_(1 - self.rate).div_(1 - self.rate)
+            return _add(identity, branch(x))
+        batch, keep = x.shape[0], 1 - self.rate
+        wanted = batch * keep
+        num_kept = math.ceil(wanted - 1e-6)
+        kept = torch.randperm(batch, device=x.device)[:num_kept]
+        scale = torch.full((num_kept,), 1 / keep, device=x.device)
+        if num_kept - wanted > 1e-6:
+            scale[-1] *= torch.rand((), device=x.device) < wanted - (num_kept - 1)
+        out = branch(x.index_select(0, kept))
+        out = out * scale.to(out.dtype).view(-1, *[1] * (out.ndim - 1))
+        dtype = torch.promote_types(identity.dtype, out.dtype)
+        return identity.to(dtype).index_add(0, kept, out.to(dtype))
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.3f}"
 
 
-class Mlp(nn.Module):
-    """Two linear layers with a GELU between, (..., D) to (..., D). Init as big_vision: Xavier weights, biases near 0."""
+def _add(identity: Tensor, out: Tensor) -> Tensor:
+    # No branch ends in an operation that keeps its own result for the backward pass, so the sum may take its memory.
+    if out.requires_grad and identity.dtype == out.dtype and not torch.compiler.is_compiling():
+        return out.add_(identity)
+    return identity + out
 
-    def __init__(self, width: int, hidden: int, dropout_rate: float = 0.0) -> None:
+
+def run_block(block: nn.Module, *args: Any, checkpoint: bool) -> Any:
+    """block(*args); with `checkpoint`, what it computes is not kept for the backward pass but computed a second time.
+
+    Both times draw the same random numbers, and batch norms count the batch once. A compiled model keeps what blocks with
+    batch norms compute: there a compiler can't leave the second count out.
+    """
+    if not checkpoint:
+        return block(*args)
+    norms = [module for module in block.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return torch.utils.checkpoint.checkpoint(block, *args, use_reentrant=False)
+    if torch.compiler.is_compiling():
+        return block(*args)
+    return torch.utils.checkpoint.checkpoint(
+        block, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(norms))
+    )
+
+
+@contextmanager
+def _statistics_kept(norms: list[nn.modules.batchnorm._BatchNorm]) -> Iterator[None]:
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.sub_(1)
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between, (..., D) to (..., D). Init as big_vision: Xavier weights, biases near 0.
+
+    gelu: "exact", or the "tanh" approximation that the JAX code of the ViT papers computes.
+    """
+
+    def __init__(self, width: int, hidden: int, dropout_rate: float = 0.0, gelu: Gelu = "exact") -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
         self.dropout = nn.Dropout(dropout_rate)
+        self.approximate = "none" if gelu == "exact" else "tanh"
         for layer in (self.fc1, self.fc2):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.normal_(layer.bias, std=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x)))))
+        return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x), approximate=self.approximate))))
 
 
 class Attention(nn.Module):
@@ -129,21 +195,77 @@ class Attention(nn.Module):
 
     One matrix product makes queries, keys and values, but Xavier's bound is taken for each of the three (D, D_in)
     matrices: over the joined one it would be sqrt(2) too small.
+
+    qk_norm: LayerNorm over each head's queries and keys (Dehghani et al. 2023, 2302.05442).
+    fp32_softmax: Logits and softmax in float32 whatever the precision, written out: fused kernels keep the softmax in
+    float32 but take logits from bfloat16 queries and keys.
     """
 
-    def __init__(self, width: int, num_heads: int, width_in: int | None = None) -> None:
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        width_in: int | None = None,
+        qk_norm: bool = False,
+        fp32_softmax: bool = False,
+        norm_eps: float = 1e-6,
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.fp32_softmax = fp32_softmax
         self.qkv = nn.Linear(width_in or width, 3 * width)
+        self.q_norm = nn.LayerNorm(width // num_heads, eps=norm_eps) if qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(width // num_heads, eps=norm_eps) if qk_norm else nn.Identity()
         self.proj = nn.Linear(width, width)
         for matrix in (*self.qkv.weight.chunk(3), self.proj.weight):
             nn.init.xavier_uniform_(matrix)
         nn.init.zeros_(self.qkv.bias)
         nn.init.zeros_(self.proj.bias)
 
-    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """`bias` (heads, N, N) is added to the scaled products before the softmax."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()  # (B, heads, N, d)
-        mask = None if bias is None else bias.to(q.dtype)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    def forward(self, x: Tensor, bias: Tensor | None = None, num_queries: int | None = None) -> Tensor:
+        """`bias` (heads, N, N) is added to the scaled products before the softmax. With `num_queries`, only what the first
+        so many tokens gather: (B, num_queries, D)."""
+        width = self.proj.in_features
+        if num_queries is None:
+            q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+        else:
+            q = F.linear(x[:, :num_queries], self.qkv.weight[:width], self.qkv.bias[:width])
+            q = q.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            kv = F.linear(x, self.qkv.weight[width:], self.qkv.bias[width:])
+            k, v = kv.unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+        q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)  # (B, heads, N, d)
+        if self.fp32_softmax:
+            x = _attend_in_float32(q, k, v, bias)
+        elif _written_out_is_faster(q, bias):
+            x = _attend(q, k, v, bias)
+        else:
+            x = F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
         return self.proj(x.transpose(1, 2).flatten(2))  # (B, N, D)
+
+
+def _written_out_is_faster(q: Tensor, bias: Tensor | None) -> bool:
+    """Training on a CPU: the fused kernel's backward is slow in bfloat16 and has no gradient for a bias.
+
+    Forward and backward of 8 x 12 heads x 64 tokens x 32 on one core: 14.5 ms fused and 2.8 ms written out in bfloat16;
+    with a bias 6.8 and 4.9 ms in float32. In float32 without a bias they are alike, and the fused kernel keeps less.
+    """
+    return (
+        q.device.type == "cpu"
+        and torch.is_grad_enabled()
+        and (bias is not None or q.dtype != torch.float32)
+        and not torch.jit.is_tracing()
+    )
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    logits = (q * q.shape[-1] ** -0.5) @ k.mT  # (B, heads, N, N)
+    if bias is not None:
+        logits = logits + bias.to(logits.dtype) if torch.compiler.is_compiling() else logits.add_(bias.to(logits.dtype))
+    return logits.softmax(-1).to(v.dtype) @ v
+
+
+def _attend_in_float32(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    with torch.autocast(q.device.type, enabled=False):
+        logits = q.float() @ k.float().mT * q.shape[-1] ** -0.5
+        weights = (logits if bias is None else logits + bias).softmax(-1)
+    return weights.to(v.dtype) @ v

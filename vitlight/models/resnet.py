@@ -1,4 +1,4 @@
-"""ResNet v1.5 (He et al. 2015, arXiv 1512.03385), Table 1.
+"""ResNet v1.5 (He et al. 2015, arXiv 1512.03385), Table 1; and wide (Zagoruyko and Komodakis 2016, arXiv 1605.07146).
 
 Differs from the paper: a bottleneck strides in its 3x3 convolution, not in the first 1x1 ("v1.5"; a little better);
 the last norm of each residual branch starts at scale 0 (Goyal et al. 2017, arXiv 1706.02677), and so does the head.
@@ -12,6 +12,7 @@ from typing import Literal, cast, get_args
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitlight.errors import InputError
 from vitlight.models.layers import (
     DropPath,
     check_choice,
@@ -20,6 +21,7 @@ from vitlight.models.layers import (
     check_rate,
     check_stages,
     drop_path_ramp,
+    run_block,
     zero_head,
 )
 
@@ -33,14 +35,16 @@ Stem = Literal["imagenet", "small"]
 class ResNetConfig:
     """Everything that defines a ResNet. One entry a stage in `widths`, `depths` and `strides`.
 
-    A bottleneck of width w gives 4w channels. `stem` is "imagenet" (7x7 at stride 2, then 3x3 max-pool at stride 2) or
-    "small" (3x3 at `stem_stride`, for images of 64 px and less), `stem_width` channels wide.
+    A bottleneck of width w gives 4w channels, and its 3x3 convolution has `bottleneck_factor` * w. `stem` is "imagenet"
+    (7x7 at stride 2, then 3x3 max-pool at stride 2) or "small" (3x3 at `stem_stride`, for images of 64 px and less),
+    `stem_width` channels wide.
     """
 
     block_type: BlockType
     depths: tuple[int, ...]
     widths: tuple[int, ...] = (64, 128, 256, 512)
     strides: tuple[int, ...] = (1, 2, 2, 2)
+    bottleneck_factor: int = 1
     stem: Stem = "imagenet"
     stem_width: int = 64
     stem_stride: int = 2
@@ -58,6 +62,11 @@ class ResNetConfig:
         check_rate(drop_path_rate=self.drop_path_rate)
         check_choice(get_args(BlockType), block_type=self.block_type)
         check_choice(get_args(Stem), stem=self.stem)
+        check_positive(bottleneck_factor=self.bottleneck_factor)
+        if self.block_type == "basic" and self.bottleneck_factor != 1:
+            raise InputError(
+                f"bottleneck_factor={self.bottleneck_factor} has no meaning with block_type='basic'; set it to 1"
+            )
 
 
 PUBLISHED = {
@@ -66,6 +75,8 @@ PUBLISHED = {
     "resnet50": ResNetConfig("bottleneck", (3, 4, 6, 3)),
     "resnet101": ResNetConfig("bottleneck", (3, 4, 23, 3)),
     "resnet152": ResNetConfig("bottleneck", (3, 8, 36, 3)),
+    "wide_resnet50_2": ResNetConfig("bottleneck", (3, 4, 6, 3), bottleneck_factor=2),
+    "wide_resnet101_2": ResNetConfig("bottleneck", (3, 4, 23, 3), bottleneck_factor=2),
 }
 
 
@@ -103,7 +114,8 @@ class Block(nn.Module):
         if config.block_type == "basic":
             shapes = [(width_in, width, 3, stride), (width, width, 3, 1)]
         else:
-            shapes = [(width_in, width, 1, 1), (width, width, 3, stride), (width, 4 * width, 1, 1)]
+            inner = config.bottleneck_factor * width
+            shapes = [(width_in, inner, 1, 1), (inner, inner, 3, stride), (inner, 4 * width, 1, 1)]
         self.convs = nn.ModuleList(_conv(*shape) for shape in shapes)
         self.norms = nn.ModuleList(nn.BatchNorm2d(shape[1]) for shape in shapes)
         width_out = shapes[-1][1]
@@ -115,10 +127,14 @@ class Block(nn.Module):
             nn.init.zeros_(cast(Tensor, self.norms[-1].weight))
 
     def forward(self, x: Tensor) -> Tensor:
-        branch = x
+        return F.relu(self.drop_path(self.shortcut(x), self.branch, x), inplace=True)
+
+    def branch(self, x: Tensor) -> Tensor:
+        """What is added to the shortcut."""
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            branch = norm(conv(F.relu(branch) if i else branch))
-        return F.relu(self.shortcut(x) + self.drop_path(branch))
+            # In place: a norm keeps what it was given for the backward pass, not what it gave.
+            x = norm(conv(F.relu(x, inplace=True) if i else x))
+        return x
 
 
 class ResNet(nn.Module):
@@ -127,11 +143,12 @@ class ResNet(nn.Module):
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__()
         self.config = config
+        self.activation_checkpointing = False
         kernel, stride = (7, 2) if config.stem == "imagenet" else (3, config.stem_stride)
         self.stem = nn.Sequential(
             _conv(config.in_channels, config.stem_width, kernel, stride),
             nn.BatchNorm2d(config.stem_width),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.MaxPool2d(3, stride=2, padding=1) if config.stem == "imagenet" else nn.Identity(),
         )
         rates = iter(drop_path_ramp(config.drop_path_rate, sum(config.depths)))
@@ -150,7 +167,8 @@ class ResNet(nn.Module):
         check_images(images, self.config.in_channels, self.config.image_size)
         x = self.stem(images)
         for stage in self.stages:
-            x = stage(x)
+            for block in stage.children():
+                x = run_block(block, x, checkpoint=self.activation_checkpointing and self.training)
         return x
 
     def forward(self, images: Tensor) -> Tensor:

@@ -1,12 +1,16 @@
 """Vision Transformer (Dosovitskiy et al. 2020, arXiv 2010.11929), Table 1, and its larger and smaller relatives.
 
 Differs from the paper: no hidden tanh layer before the classifier unless `representation_layer` (dropped since AugReg,
-arXiv 2106.10270); `pool="gap"` (appendix D) and `pool="map"` (Scaling ViT) are options and use no class token;
-initialisation follows big_vision (arXiv 2205.01580), whose head starts at zero.
+arXiv 2106.10270); `pool="gap"` (appendix D) and `pool="map"` (Scaling ViT) are options and use no class token unless
+asked; initialisation follows big_vision (arXiv 2205.01580), whose head starts at zero.
 
-Shape letters: B batch, N tokens, D width, H W patch grid, K classes.
+With `pool="cls"` a training step computes the last block for the class token alone: no other token's output reaches the
+loss, so logits and gradients are the same. In evaluation mode the whole block runs, which is what MACs are counted on.
+
+Shape letters: B batch, N tokens, D width, H W patch grid, C channels, P patch side, K classes.
 """
 
+import math
 import re
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, cast, get_args
@@ -16,9 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitlight.errors import InputError
+from vitlight.models.hybrid import HYBRIDS, Backbone, HybridStem
 from vitlight.models.layers import (
     Attention,
     DropPath,
+    Gelu,
     Mlp,
     check_choice,
     check_images,
@@ -26,18 +32,30 @@ from vitlight.models.layers import (
     check_rate,
     drop_path_ramp,
     lecun_normal_,
+    run_block,
     zero_head,
 )
 
 __all__ = ["LADDER", "PUBLISHED", "SIZES", "ViT", "ViTConfig", "resolve", "sincos2d"]
 
 Pool = Literal["cls", "gap", "map"]
-PositionEmbedding = Literal["learned", "sincos2d"]
+PositionEmbedding = Literal["learned", "sincos2d", "none"]
+NormPosition = Literal["before_pool", "after_pool"]
 
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """Everything that defines a ViT. `pool` also says whether there is a class token: only "cls" has one."""
+    """Everything that defines a ViT.
+
+    `class_token`: None gives one exactly where `pool` is "cls". Beside the other pools it takes part in attention only,
+        as the registers always do: they pool over the patches.
+    `posemb_on_class_token`: False leaves the class token's row out of a learned table. Registers never have positions.
+    `norm_position`: "after_pool" norms the pooled vector in place of the tokens.
+    `layer_scale`: where a learned scale of each channel of a branch starts (CaiT, arXiv 2103.17239); None for no scale.
+    `qk_norm`: LayerNorm over queries and keys, head by head (ViT-22B, arXiv 2302.05442).
+    `fp32_softmax`: the blocks' attention weights are computed in float32 whatever the precision of the rest.
+    `backbone`: a hybrid's ResNet; `patch_size` is then in pixels of its feature map.
+    """
 
     width: int
     depth: int
@@ -49,9 +67,19 @@ class ViTConfig:
     num_classes: int = 1000
     pool: Pool = "cls"
     posemb: PositionEmbedding = "learned"
+    class_token: bool | None = None
+    posemb_on_class_token: bool = True
+    num_registers: int = 0
+    norm_position: NormPosition = "before_pool"
+    norm_eps: float = 1e-6
+    layer_scale: float | None = None
+    qk_norm: bool = False
+    fp32_softmax: bool = False
+    gelu: Gelu = "exact"
     representation_layer: bool = False
     dropout_rate: float = 0.0
     drop_path_rate: float = 0.0
+    backbone: HybridStem | None = None
 
     def __post_init__(self) -> None:
         check_positive(width=self.width, depth=self.depth, num_heads=self.num_heads, mlp_dim=self.mlp_dim)
@@ -60,21 +88,49 @@ class ViTConfig:
         check_rate(dropout_rate=self.dropout_rate, drop_path_rate=self.drop_path_rate)
         check_choice(get_args(Pool), pool=self.pool)
         check_choice(get_args(PositionEmbedding), posemb=self.posemb)
-        if self.image_size % self.patch_size:
-            below = self.image_size // self.patch_size * self.patch_size
-            near = f"{below} or {below + self.patch_size}" if below else f"{self.patch_size}"
-            raise InputError(
-                f"image_size={self.image_size} is not a multiple of the patch size {self.patch_size}; use {near}"
-            )
+        check_choice(get_args(NormPosition), norm_position=self.norm_position)
+        check_choice(get_args(Gelu), gelu=self.gelu)
+        check_choice((None, True, False), class_token=self.class_token)
+        switches = ("posemb_on_class_token", "qk_norm", "fp32_softmax", "representation_layer")
+        check_choice((True, False), **{name: getattr(self, name) for name in switches})
+        if not isinstance(self.num_registers, int) or self.num_registers < 0:
+            raise InputError(f"num_registers={self.num_registers!r} must be a whole number of at least 0")
+        scale = 1.0 if self.layer_scale is None else self.layer_scale
+        for name, value in (("norm_eps", self.norm_eps), ("layer_scale", scale)):
+            if not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise InputError(f"{name}={value!r} must be a number above 0")
+        if self.backbone is not None and not isinstance(self.backbone, HybridStem):
+            raise InputError(f"backbone={self.backbone!r} must be a HybridStem or None")
+        if self.pool == "cls" and self.class_token is False:
+            raise InputError("class_token=False leaves pool='cls' nothing to pool; use pool='gap' or 'map'")
+        if self.image_size % self.stride:
+            below = self.image_size // self.stride * self.stride
+            near = f"{below} or {below + self.stride}" if below else f"{self.stride}"
+            step = "patch size" if self.backbone is None else "hybrid's total stride"
+            raise InputError(f"image_size={self.image_size} is not a multiple of the {step} {self.stride}; use {near}")
         if self.width % self.num_heads:
             raise InputError(f"width={self.width} is not a multiple of num_heads={self.num_heads}")
         if self.posemb == "sincos2d" and self.width % 4:
             raise InputError(f"posemb='sincos2d' needs a width that is a multiple of 4, not {self.width}")
 
     @property
+    def stride(self) -> int:
+        """Pixels of the image along one side of a token's patch."""
+        return self.patch_size * (self.backbone.stride if self.backbone else 1)
+
+    @property
     def grid(self) -> int:
         """Patches along one side."""
-        return self.image_size // self.patch_size
+        return self.image_size // self.stride
+
+    @property
+    def has_class_token(self) -> bool:
+        return self.pool == "cls" if self.class_token is None else self.class_token
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens that stand before the patches: class token, then registers."""
+        return self.has_class_token + self.num_registers
 
 
 class ViTSize(NamedTuple):
@@ -106,6 +162,7 @@ PUBLISHED = (
     *("vit_xs28", "vit_xs16", "vit_ti16", "vit_s32", "vit_s16", "vit_s8", "vit_m16"),
     *("vit_b32", "vit_b28", "vit_b16", "vit_b8", "vit_so150m14", "vit_l32", "vit_l16", "vit_so400m14"),
     *("vit_h14", "vit_giant14", "vit_gigantic14", "vit_e14"),
+    *HYBRIDS,
 )
 
 # Small images, 28 to 64 px: about 2.5, 10, 40 and 160 million MACs at 32 px, matched with the other families' ladders.
@@ -121,9 +178,12 @@ LADDER = {
 
 
 def resolve(arch: str) -> ViTConfig | None:
-    """The config of `vit_<size><patch>` or of a ladder name; None where `arch` is neither."""
+    """The config of `vit_<size><patch>`, a hybrid's or a ladder's name; None where `arch` is none of them."""
     if arch in LADDER:
         return LADDER[arch]
+    if arch in HYBRIDS:
+        hybrid = HYBRIDS[arch]
+        return ViTConfig(*SIZES[hybrid.size], patch_size=hybrid.patch_size, backbone=hybrid.stem)
     match = re.fullmatch(r"vit_([a-z0-9]*[a-z])([1-9][0-9]*)", arch)
     if match is None or match[1] not in SIZES:
         return None
@@ -142,21 +202,54 @@ def sincos2d(grid: int, width: int, temperature: float = 10_000.0) -> Tensor:
     return torch.cat([f(angle) for angle in angles for f in (torch.sin, torch.cos)], dim=1)[None]
 
 
+class PatchEmbed(nn.Conv2d):
+    """Patches that don't overlap, each through one linear map: (B, C, H*P, W*P) to (B, H*W, D).
+
+    A convolution by its weight (D, C, P, P), but computed as a matrix product: the tokens come out contiguous, and faster
+    (forward and backward of 8 images of 128 px, width 768, P 16, bfloat16, one CPU core: 19 ms against 32).
+    """
+
+    def __init__(self, in_channels: int, width: int, patch_size: int) -> None:
+        super().__init__(in_channels, width, patch_size, stride=patch_size)
+        lecun_normal_(self.weight)
+        nn.init.zeros_(cast(Tensor, self.bias))
+
+    def forward(self, x: Tensor) -> Tensor:
+        side = self.kernel_size[0]
+        x = x.unflatten(3, (-1, side)).unflatten(2, (-1, side))  # (B, C, H, P, W, P)
+        return F.linear(x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2), self.weight.flatten(1), self.bias)
+
+
 class Block(nn.Module):
-    """Pre-LN encoder block, (B, N, D) to (B, N, D)."""
+    """Pre-LN encoder block, (B, N, D) to (B, N, D), or to (B, num_outputs, D): the first tokens alone."""
 
     def __init__(self, config: ViTConfig, drop_path_rate: float) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(config.width, eps=1e-6)
-        self.attn = Attention(config.width, config.num_heads)
-        self.norm2 = nn.LayerNorm(config.width, eps=1e-6)
-        self.mlp = Mlp(config.width, config.mlp_dim, config.dropout_rate)
+        width, eps = config.width, config.norm_eps
+        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.attn = Attention(
+            width, config.num_heads, qk_norm=config.qk_norm, fp32_softmax=config.fp32_softmax, norm_eps=eps
+        )
+        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.mlp = Mlp(width, config.mlp_dim, config.dropout_rate, config.gelu)
+        self.scaled = config.layer_scale is not None
+        if config.layer_scale is not None:
+            self.scale1 = nn.Parameter(torch.full((width,), config.layer_scale))
+            self.scale2 = nn.Parameter(torch.full((width,), config.layer_scale))
         self.dropout = nn.Dropout(config.dropout_rate)
         self.drop_path = DropPath(drop_path_rate)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.dropout(self.attn(self.norm1(x))))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+    def forward(self, x: Tensor, num_outputs: int | None = None) -> Tensor:
+        def attend(x: Tensor) -> Tensor:
+            x = self.dropout(self.attn(self.norm1(x), num_queries=num_outputs))
+            return x * self.scale1 if self.scaled else x
+
+        def transform(x: Tensor) -> Tensor:
+            x = self.mlp(self.norm2(x))
+            return x * self.scale2 if self.scaled else x
+
+        x = self.drop_path(x if num_outputs is None else x[:, :num_outputs], attend, x)
+        return cast(Tensor, self.drop_path(x, transform, x))
 
 
 class AttentionPool(nn.Module):
@@ -170,8 +263,8 @@ class AttentionPool(nn.Module):
         self.q = nn.Linear(width, width)
         self.kv = nn.Linear(width, 2 * width)
         self.proj = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = Mlp(width, config.mlp_dim)
+        self.norm = nn.LayerNorm(width, eps=config.norm_eps)
+        self.mlp = Mlp(width, config.mlp_dim, gelu=config.gelu)
         for matrix in (self.q.weight, *self.kv.weight.chunk(2), self.proj.weight):
             nn.init.xavier_uniform_(matrix)
         for layer in (self.q, self.kv, self.proj):
@@ -188,25 +281,30 @@ class AttentionPool(nn.Module):
 class ViT(nn.Module):
     """Vision Transformer; `config` says which."""
 
+    activation_checkpointing: bool = False
+
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.config = config
         width = config.width
-        self.patch_embed = nn.Conv2d(config.in_channels, width, config.patch_size, stride=config.patch_size)
-        lecun_normal_(self.patch_embed.weight)
-        nn.init.zeros_(cast(Tensor, self.patch_embed.bias))
-        if config.pool == "cls":
+        in_channels = config.in_channels
+        if config.backbone is not None:
+            self.backbone = Backbone(config.backbone, in_channels)
+            in_channels = config.backbone.width
+        self.patch_embed = PatchEmbed(in_channels, width, config.patch_size)
+        num_rows = config.grid**2
+        if config.has_class_token:
             self.class_token = nn.Parameter(torch.zeros(1, 1, width))
-        num_tokens = config.grid**2 + (config.pool == "cls")
+            num_rows += config.posemb_on_class_token
+        if config.num_registers:
+            self.registers = nn.Parameter(nn.init.normal_(torch.empty(1, config.num_registers, width), std=1e-6))
         if config.posemb == "learned":
-            self.posemb = nn.Parameter(nn.init.normal_(torch.empty(1, num_tokens, width), std=width**-0.5))
-        else:
-            # A class token stands at no place: its row is zero.
-            fixed = F.pad(sincos2d(config.grid, width), (0, 0, int(config.pool == "cls"), 0))
-            self.register_buffer("posemb", fixed, persistent=False)
+            self.posemb = nn.Parameter(nn.init.normal_(torch.empty(1, num_rows, width), std=width**-0.5))
+        elif config.posemb == "sincos2d":
+            self.register_buffer("posemb", sincos2d(config.grid, width), persistent=False)
         self.dropout = nn.Dropout(config.dropout_rate)
         self.blocks = nn.ModuleList(Block(config, r) for r in drop_path_ramp(config.drop_path_rate, config.depth))
-        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.norm = nn.LayerNorm(width, eps=config.norm_eps)
         if config.pool == "map":
             self.attention_pool = AttentionPool(config)
         if config.representation_layer:
@@ -216,25 +314,54 @@ class ViT(nn.Module):
         self.head = zero_head(width, config.num_classes)
 
     def features(self, images: Tensor) -> Tensor:
-        """Tokens (B, N, D) after the last norm, the class token first where there is one; images as in `forward`."""
-        check_images(images, self.config.in_channels, self.config.image_size)
-        x = self.patch_embed(images).flatten(2).transpose(1, 2)  # (B, H*W, D)
-        if self.config.pool == "cls":
-            x = torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], dim=1)
-        x = self.dropout(x + self.posemb)
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x)
+        """Tokens (B, N, D): class token, registers, patches row by row, of those there are; images as in `forward`.
+
+        They are after the last norm, or before it with norm_position="after_pool", which norms the pooled vector alone.
+        """
+        tokens = self._encode(images)
+        return self.norm(tokens) if self.config.norm_position == "before_pool" else tokens
 
     def forward(self, images: Tensor) -> Tensor:
         """Class logits (B, K), float32, for images (B, in_channels, image_size, image_size)."""
-        x = self.features(images)
-        if self.config.pool == "cls":
+        config = self.config
+        x = self._encode(images, num_outputs=1 if config.pool == "cls" and self.training else None)
+        if config.norm_position == "before_pool":
+            x = self.norm(x)
+        if config.pool == "cls":
             x = x[:, 0]
-        elif self.config.pool == "gap":
-            x = x.mean(1)
         else:
-            x = self.attention_pool(x)
-        if self.config.representation_layer:
+            patches = x[:, config.num_prefix_tokens :]
+            x = patches.mean(1) if config.pool == "gap" else self.attention_pool(patches)
+        if config.norm_position == "after_pool":
+            x = self.norm(x)
+        if config.representation_layer:
             x = torch.tanh(self.representation(x))
         return self.head(x).float()
+
+    def _embed(self, images: Tensor, checkpoint: bool) -> Tensor:
+        """Tokens (B, N, D) as the first block takes them."""
+        x = images if self.config.backbone is None else self.backbone(images, checkpoint)
+        x = self.patch_embed(x)  # (B, H*W, D)
+        prefix: list[Tensor] = []
+        if self.config.has_class_token:
+            prefix.append(self.class_token)
+        if self.config.num_registers:
+            prefix.append(self.registers)
+        if self.config.posemb != "none":
+            num_patches = x.shape[1]
+            x = x + self.posemb[:, -num_patches:]
+            if self.posemb.shape[1] > num_patches:
+                prefix[0] = prefix[0] + self.posemb[:, :1]
+        if prefix:
+            x = torch.cat([*(tokens.expand(x.shape[0], -1, -1) for tokens in prefix), x], dim=1)
+        return self.dropout(x)
+
+    def _encode(self, images: Tensor, num_outputs: int | None = None) -> Tensor:
+        """Tokens (B, N, D) after the last block, before the last norm; the first `num_outputs` of them where given."""
+        check_images(images, self.config.in_channels, self.config.image_size)
+        checkpoint = self.activation_checkpointing and self.training
+        x = self._embed(images, checkpoint)
+        *blocks, last = self.blocks
+        for block in blocks:
+            x = run_block(block, x, checkpoint=checkpoint)
+        return run_block(last, x, num_outputs, checkpoint=checkpoint)

@@ -1,5 +1,6 @@
 """ImageClassifier: the one LightningModule, for every architecture."""
 
+import sys
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -12,9 +13,11 @@ from vitlight.cost import count_params, forward_macs, train_flops
 from vitlight.data.datamodule import ShardedImages
 from vitlight.data.plan import DataPlan, hash_words
 from vitlight.errors import InputError
-from vitlight.models import arch_family, build_model
+from vitlight.models import arch_family, build_model, set_activation_checkpointing
 from vitlight.training.accuracy import ExactAccuracy
+from vitlight.training.memory_format import MemoryFormat, choose_memory_format
 from vitlight.training.optim import AdamW
+from vitlight.training.pretrained import load_pretrained
 from vitlight.training.schedule import Duration, WarmupCosine
 
 __all__ = ["ImageClassifier", "axes_at"]
@@ -52,6 +55,15 @@ class ImageClassifier(pl.LightningModule):
         label_smoothing: Part of the target spread evenly over all classes, in [0, 1); training only, softmax only.
         model_options: Further fields of the architecture's config, for example `{drop_path_rate: 0.1}`.
         compile: Compile the network with torch.compile.
+        memory_format: Order of the network's maps and kernels in memory; `auto` takes what was measured to be fastest for
+            the architecture, device and precision.
+        activation_checkpointing: Keep only what enters each block for the backward pass, and compute the rest again: less
+            memory for about a third more work, with the same gradients.
+        weights: What to start from instead of fresh weights: a file, a URL or `hf-hub:ORG/NAME`. Position embeddings
+            and the like are resized to `image_size`. A resumed run doesn't read it.
+        weights_digest: What the content of `weights` must be; null: whatever it is when the run starts.
+        weights_layout: Whose names the tensors have: `timm`, `google`, `huggingface`, `vitlight`, or `auto`: seen from them.
+        weights_head: `load` the classifier too, or leave it `fresh`, as for other classes.
         seed: Of weights and dropout; linked to `seed_everything`.
     """
 
@@ -68,6 +80,12 @@ class ImageClassifier(pl.LightningModule):
         label_smoothing: float = 0.0,
         model_options: dict[str, Any] | None = None,
         compile: bool = False,
+        memory_format: MemoryFormat = "auto",
+        activation_checkpointing: bool = False,
+        weights: str | None = None,
+        weights_digest: str | None = None,
+        weights_layout: Literal["auto", "timm", "google", "huggingface", "vitlight"] = "auto",
+        weights_head: Literal["load", "fresh"] = "load",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -77,6 +95,14 @@ class ImageClassifier(pl.LightningModule):
             raise InputError(
                 f"model.label_smoothing={label_smoothing} has no meaning with model.loss=sigmoid; set it to 0"
             )
+        given = {"weights_digest": weights_digest, "weights_layout": weights_layout, "weights_head": weights_head}
+        for name, value in given.items():
+            if weights is None and value not in (None, "auto", "load"):
+                raise InputError(
+                    f"model.{name}={value} has no meaning without model.weights; set that, or leave it out"
+                )
+        self.weights, self.weights_digest = weights, weights_digest
+        self.weights_layout, self.weights_head = weights_layout, weights_head
         self.arch, self.family = arch, arch_family(arch)
         self.duration, self.optimizer, self.schedule = duration, optimizer, schedule
         self.loss, self.label_smoothing, self.seed = loss, label_smoothing, seed
@@ -86,8 +112,10 @@ class ImageClassifier(pl.LightningModule):
         )
         self.num_params = count_params(self.model)
         self.forward_macs = forward_macs(self.model, image_size)
+        self.memory_format, self._image_format = memory_format, torch.preserve_format
+        set_activation_checkpointing(self.model, activation_checkpointing)
         if compile:
-            self.model.compile()
+            self.model.compile(dynamic=False)  # batches have one size in training and one in evaluation
         self.val_accuracy, self.test_accuracy = ExactAccuracy(), ExactAccuracy()
         self.results: dict[str, dict[str, float | int]] = {}
         self.start_step = 0
@@ -112,7 +140,17 @@ class ImageClassifier(pl.LightningModule):
         return axes_at(self.trainer.global_step, self.images.plan, self.forward_macs)
 
     def setup(self, stage: str) -> None:
+        self._image_format = choose_memory_format(
+            self.memory_format, self.model, self.trainer.strategy.root_device.type, self.trainer.precision
+        )
+        if self._image_format != torch.preserve_format:
+            self.model.to(memory_format=self._image_format)  # type: ignore[call-overload]
         if stage == "fit":
+            if self.weights is not None:
+                given = (self.weights, self.weights_digest, self.weights_layout, self.weights_head)
+                line = load_pretrained(self.model, *given)
+                if self.trainer.is_global_zero:
+                    print(line, file=sys.stderr)
             self.images.start_step, self.images.num_steps = self.start_step, self.horizon_steps
 
     def configure_optimizers(self) -> Optimizer:
@@ -154,8 +192,13 @@ class ImageClassifier(pl.LightningModule):
         torch.manual_seed(int(hash_words(_DROPOUT, self.seed, step, batch_idx, rank)[0] >> 1))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        losses = self._losses(self.model(batch["image"]).float(), batch, self.label_smoothing)
+        losses = self._losses(self._logits(batch["image"]), batch, self.label_smoothing)
         return (losses * batch["weight"]).mean()
+
+    def _logits(self, images: Tensor) -> Tensor:
+        """Float32 (B, K), whatever the precision of the weights."""
+        dtype = next(self.model.parameters()).dtype  # not float32 under bf16-true and the like
+        return self.model(images.to(dtype=dtype, memory_format=self._image_format)).float()
 
     def _losses(self, logits: Tensor, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
         """The loss of each image, (B,). Under softmax, several labels share the target evenly."""
@@ -173,7 +216,7 @@ class ImageClassifier(pl.LightningModule):
         self._evaluate(self.test_accuracy, batch)
 
     def _evaluate(self, accuracy: ExactAccuracy, batch: Batch) -> None:
-        logits = self.model(batch["image"]).float()
+        logits = self._logits(batch["image"])
         labels = batch["label"]
         if "target" in batch:  # several labels: any of them is right, so the highest ranked counts
             labels = logits.masked_fill(batch["target"] == 0, -torch.inf).argmax(1)

@@ -1,8 +1,6 @@
-"""From a command line to a finished run: parsing, the run's identity, training, evaluation and the result."""
+"""From a command line to a validated run: parsing, and all that can be checked before anything runs."""
 
 import functools
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +20,9 @@ from vitlight.data.mixing import Mixing
 from vitlight.errors import InputError, did_you_mean
 from vitlight.models import build_model
 from vitlight.training.classifier import ImageClassifier
+from vitlight.training.identity import run_id
 from vitlight.training.optim import AdamW
+from vitlight.training.pretrained import weights_digest
 from vitlight.training.schedule import Duration, WarmupCosine
 
 __all__ = ["ExperimentCLI", "ResolvedRun", "RunSettings", "resolve_run"]
@@ -49,13 +49,7 @@ _DERIVED = {
     "fast_dev_run": "model.duration.samples",
     "limit_predict_batches": "data.test",
 }
-# The settings of the trainer that take part in the result; devices, loggers and the like do not.
-_TRAINER_IDENTITY = ("precision", "gradient_clip_val", "gradient_clip_algorithm", "sync_batchnorm")
 _GROUPS = ("model", "data", "run", "trainer")
-_DATA_NOT_IDENTITY = (
-    *("train", "test", "index_dir", "cache_dir", "cache_gib", "num_workers", "eval_batch_size", "max_skipped_samples"),
-)
-_MODEL_NOT_IDENTITY = ("compile",)
 _MAX_SEED = 2**32 - 1  # NumPy's
 
 
@@ -281,11 +275,14 @@ def resolve(cli: ExperimentCLI, data: ShardedImages) -> ResolvedRun:
         )
     macs = forward_macs(network, data.image_size)
     steps = model["duration"].num_steps(data.plan.num_samples, data.global_batch_size, macs)
-    identity = json.dumps(_identity(cli.settings, data.data_digest), sort_keys=True)
-    run_id = hashlib.blake2b(identity.encode(), digest_size=6).hexdigest()
+    folder, digest = Path(run.root) / run.name, None
+    if model["weights"] is not None:
+        digest = weights_digest(model["weights"], model["weights_digest"], folder)
+        cli.settings.model.weights_digest = digest  # so that experiment.yaml names the run even without the file
+    name = run_id(cli.settings, data.data_digest, digest)
     return ResolvedRun(
-        run_id=run_id,
-        run_dir=Path(run.root) / run.name / run_id,
+        run_id=name,
+        run_dir=folder / name,
         arch=model["arch"],
         image_size=data.image_size,
         num_train_samples=data.plan.num_samples,
@@ -297,28 +294,6 @@ def resolve(cli: ExperimentCLI, data: ShardedImages) -> ResolvedRun:
         global_batch_size=data.global_batch_size,
         seed=seed,
     )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Namespace):
-        return {name: _plain(item) for name, item in vars(value).items()}
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
-
-
-def _identity(settings: Namespace, data_digest: str) -> dict[str, Any]:
-    """What defines the result: the settings without paths, devices and loggers, and the data by its digest."""
-    plain = _plain(settings)
-    return {
-        "seed": plain["seed_everything"],
-        "data_digest": data_digest,
-        "data": {name: value for name, value in plain["data"].items() if name not in _DATA_NOT_IDENTITY},
-        "model": {name: value for name, value in plain["model"].items() if name not in _MODEL_NOT_IDENTITY},
-        "trainer": {name: plain["trainer"][name] for name in _TRAINER_IDENTITY},
-    }
 
 
 def resolve_run(args: Sequence[str]) -> ResolvedRun:

@@ -20,6 +20,7 @@ from vitlight.training.callbacks import Checkpoints, Diverged, Record
 from vitlight.training.checkpoint import newest_checkpoint, write_atomically
 from vitlight.training.classifier import ImageClassifier, axes_at
 from vitlight.training.experiment import ExperimentCLI, ResolvedRun, RunSettings, resolve
+from vitlight.training.pretrained import locate_weights
 from vitlight.training.record import RunDirectory, code_commit, package_versions
 from vitlight.training.skipped import SkippedSamples
 from vitlight.training.wandb import build_wandb_logger, is_rank_zero, update_summary
@@ -47,6 +48,8 @@ def fit(cli: ExperimentCLI) -> int:
     settings = cli.build_run_settings()
     if not len(data.val_ids) and data.test_index is None:
         raise InputError("data.val_fraction=0.0 and data.test=null: there is nothing to evaluate on")
+    if cli.settings.model.weights is not None and newest_checkpoint(run.checkpoints) is None:
+        locate_weights(cli.settings.model.weights)  # a resumed run can do without
     run.create()
     with run.claimed() if is_rank_zero() else nullcontext():
         if is_rank_zero():
@@ -143,6 +146,9 @@ class _Fit:
         own = arguments.pop("callbacks", None) or []
         for name in ("enable_progress_bar", "enable_model_summary"):  # Record's lines say more; both can be asked for
             arguments[name] = bool(arguments.get(name))
+        if self.cli.settings.model.compile:
+            # Lightning validates during a fit without inference mode, and a test with it would compile a third time.
+            arguments["inference_mode"] = False
         accumulate = arguments.get("accumulate_grad_batches") or 1
         trainer = _trainer(
             **arguments,
@@ -168,6 +174,8 @@ class _Fit:
     ) -> None:
         found = newest_checkpoint(self.run.checkpoints)
         start, path = found if found is not None else (0, None)
+        if path is not None:
+            model.weights = None  # the checkpoint holds what became of them
         if path is not None and trainer.is_global_zero:
             print(f"{self.run.path}: resumes at step {start} of {self.resolved.steps}", file=sys.stderr)
         if start < self.resolved.steps:
@@ -224,6 +232,7 @@ class _Fit:
             "num_eval_samples": final.get("num_images"),
             **{name: final.get(name) for name in ("top1", "top5", "loss", "top1_count")},
             **{f"val_{name}": val.get(name) for name in ("top1", "top5", "loss")},
+            "weights_digest": settings.model.weights_digest,
             "lr": settings.model.optimizer.lr,
             "weight_decay": settings.model.optimizer.weight_decay,
             "num_ranks": trainer.world_size,

@@ -1,25 +1,16 @@
-"""What a model costs: parameters, multiply-adds of a forward pass, FLOPs of a training run.
+"""Counting on shapes alone: a model on the meta device, operators that run on sizes, and multiply-adds by operator.
 
-The convention, stated here and used everywhere:
-
-* A MAC is one multiply-add. A FLOP is half a MAC, so a forward pass is 2 x forward_macs FLOPs.
-* `forward_macs` is for one image in evaluation mode, and counts matrix products and convolutions only: linear layers,
-  convolutions, and both products of attention (queries with keys, weights with values). Biases, norms, weight
-  standardisation, activations, softmax, pooling, position embeddings and relative biases are not counted.
-* A backward pass costs two forward passes, so `train_flops` = 3 x 2 x forward_macs x samples_seen.
-
-Papers differ: CoAtNet, EfficientNet and timm print MACs and call them FLOPs; Scaling ViT and SoViT print 2 x MACs.
-
-Everything is counted on shapes alone, on the meta device: no weight or activation is allocated.
+Two counters that share nothing but the shapes: fvcore's, over a recorded graph, and torch's own formulas, over the
+operators as they run.
 """
 
 import copy
-import json
 import math
 import warnings
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
@@ -29,106 +20,56 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from vitlight.errors import InputError
-from vitlight.models import arch_family, build_model, default_image_size, list_archs
+from vitlight.models import build_model, set_activation_checkpointing
 
 __all__ = [
-    "arch_forward_macs",
-    "arch_params",
-    "count_models",
-    "count_params",
-    "forward_macs",
-    "model_table",
-    "train_flops",
+    "ShapesOnly",
+    "build_on_meta",
+    "checkpoint_blocks",
+    "fvcore_and_torch_macs",
+    "macs_by_module",
+    "meta_image",
+    "to_meta",
 ]
 
 
-# Made anew by: python -c "from vitlight import cost; cost._TABLE.write_text(cost.dump_table(cost.count_models()))"
-_TABLE = Path(__file__).parent / "models" / "table.json"
-
-
-def dump_table(rows: list[dict[str, Any]]) -> str:
-    """JSON with a line a row, so that a change of one architecture is a change of one line."""
-    return "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n"
-
-
-def count_params(model: nn.Module) -> int:
-    """Parameters of the model, trainable or frozen, each shared one counted once; buffers are not counted."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def train_flops(forward_macs: int, samples_seen: int) -> int:
-    """FLOPs of training on `samples_seen` images: 3 x 2 x forward_macs x samples_seen, an exact integer."""
-    return 3 * 2 * forward_macs * samples_seen
-
-
-def forward_macs(model: nn.Module, image_size: int, in_channels: int | None = None) -> int:
-    """Multiply-adds of one forward pass of one image, by fvcore's FlopCountAnalysis, attention included.
-
-    The model may be on any device, the meta device included, and is left as it is. `in_channels` is the model config's
-    where it has one, else 3. The count is made a second time with torch's own formulas, and must come out the same.
-
-    Raises InputError where the model doesn't take such an image; RuntimeError where the two counts differ, which means
-    that the model has an operator that one of them doesn't know, and where a convolution pads by name ("same").
-    """
+def fvcore_and_torch_macs(meta: nn.Module, image: Tensor) -> tuple[int, int, list[str]]:
+    """MACs of one forward pass by fvcore and by torch's formulas, and the operators that fvcore left out."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # fvcore compiles a loss with torch.jit.script on import
         from fvcore.nn import FlopCountAnalysis
 
-    meta = _to_meta(model).eval()
-    image = _meta_image(model, image_size, in_channels)
-    with torch.no_grad(), _ShapesOnly() as shapes, _TraceableConvolutions():
+    with torch.no_grad(), ShapesOnly() as shapes, _TraceableConvolutions():
         analysis = FlopCountAnalysis(meta, image).set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
         by_operator = analysis.by_operator()
-    counted = int(sum(by_operator[operator] for operator in _FVCORE_OPERATORS))
-    if counted != shapes.macs:
-        raise RuntimeError(
-            f"fvcore counts {counted} MACs and torch {shapes.macs}; operators that fvcore left out: "
-            f"{', '.join(sorted(analysis.unsupported_ops()))}"
-        )
-    return counted
+    return (
+        int(sum(by_operator[operator] for operator in _FVCORE_OPERATORS)),
+        shapes.macs,
+        sorted(analysis.unsupported_ops()),
+    )
 
 
-def arch_forward_macs(arch: str, image_size: int, in_channels: int = 3, num_classes: int = 1000) -> int:
-    """`forward_macs` of a named architecture, without allocating it. InputError as from `build_model`."""
-    return forward_macs(_build_on_meta(arch, image_size, in_channels, num_classes), image_size, in_channels)
+def macs_by_module(meta: nn.Module, image: Tensor) -> Counter[str]:
+    """MACs of one forward pass by torch's formulas, each under the path of the innermost module that it ran in."""
+    with torch.no_grad(), ShapesOnly() as shapes, _scopes(meta, shapes):
+        meta(image)
+    return shapes.macs_in
 
 
-def arch_params(arch: str, image_size: int, in_channels: int = 3, num_classes: int = 1000) -> int:
-    """`count_params` of a named architecture, without allocating it. InputError as from `build_model`."""
-    return count_params(_build_on_meta(arch, image_size, in_channels, num_classes))
-
-
-def model_table(image_size: int | None = None) -> list[dict[str, Any]]:
-    """One row for each listed architecture: arch, family, params, forward_macs, image_size and reason.
-
-    At `image_size`, or at each architecture's own default resolution (224 or the multiple of the patch below it; 32 for
-    the ladders). Where an architecture can't take `image_size`, params and forward_macs are None and `reason` says why;
-    else `reason` is None. 1000 classes and 3 channels. The default table was counted when the architectures were last
-    changed and is kept beside them (a test holds it equal to `count_models`); any other takes seconds to count.
-    """
-    return json.loads(_TABLE.read_text()) if image_size is None else count_models(image_size)
-
-
-def count_models(image_size: int | None = None) -> list[dict[str, Any]]:
-    """`model_table`, counted now, with torch's formulas alone and each operator run once for a given shape; a test holds
-    it equal to `forward_macs`."""
-    shapes = _ShapesOnly()
-    rows = []
-    for arch in list_archs():
-        side = default_image_size(arch) if image_size is None else image_size
-        row = {"arch": arch, "family": arch_family(arch), "params": None, "forward_macs": None, "image_size": side}
-        try:
-            model = _build_on_meta(arch, side).eval()
-        except InputError as error:
-            rows.append(row | {"reason": str(error)})
-            continue
-        image = _meta_image(model, side, None)
-        shapes.macs = 0
-        with torch.no_grad(), shapes:
-            model(image)
-        rows.append(row | {"params": count_params(model), "forward_macs": shapes.macs, "reason": None})
-    return rows
+@contextmanager
+def _scopes(model: nn.Module, shapes: "ShapesOnly") -> Iterator[None]:
+    """Inside, `shapes` knows which module runs."""
+    handles = []
+    for path, module in model.named_modules():
+        # `path` is bound now: the loop's variable moves on.
+        handles.append(module.register_forward_pre_hook(lambda *_, path=path: shapes.scope.append(path)))
+        handles.append(module.register_forward_hook(lambda *_: shapes.leave()))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 # What fvcore calls the operators that are made of multiply-adds; it also counts norms, which are not.
@@ -165,8 +106,8 @@ def _swap(output: Any, kind: type, function: Callable[[Any], Any]) -> Any:
     return [_swap(item, kind, function) for item in output] if isinstance(output, list | tuple) else output
 
 
-class _ShapesOnly(TorchDispatchMode):
-    """Runs operators on meta tensors, each once for given shapes, and adds up their MACs in `macs`.
+class ShapesOnly(TorchDispatchMode):
+    """Runs operators on meta tensors, each once for given shapes, and adds up their MACs: `macs`, and `macs_in` by scope.
 
     Meta kernels are Python that reads sizes, and while a trace is being recorded a size is a tensor, which they don't
     expect. Tracing belongs to a thread, so the kernels run on another one.
@@ -177,6 +118,12 @@ class _ShapesOnly(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.macs = 0
+        self.macs_in: Counter[str] = Counter()
+        self.scope = [""]
+
+    def leave(self) -> None:
+        """Forget the innermost scope, which `scope.append` entered."""
+        self.scope.pop()
 
     def __enter__(self) -> Self:
         self._thread = ThreadPoolExecutor(1)
@@ -193,7 +140,9 @@ class _ShapesOnly(TorchDispatchMode):
         if key not in self._known:
             self._known[key] = self._thread.submit(_run_and_count, func, args, kwargs or {}).result()
         macs, output = self._known[key]
-        self.macs += macs
+        if macs:
+            self.macs += macs
+            self.macs_in[self.scope[-1]] += macs
         return _swap(output, _Layout, _empty)
 
 
@@ -262,21 +211,31 @@ class _SkipInit(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _build_on_meta(arch: str, image_size: int, in_channels: int = 3, num_classes: int = 1000) -> nn.Module:
+def build_on_meta(arch: str, image_size: int, num_classes: int = 1000, **overrides: Any) -> nn.Module:
+    """`build_model` without allocating anything, and without the time of initialising; arguments and errors as there."""
     with torch.device("meta"), _SkipInit():
-        return build_model(arch, num_classes, image_size, in_channels=in_channels)
+        return build_model(arch, num_classes, image_size, **overrides)
 
 
-def _to_meta(model: nn.Module) -> nn.Module:
+def to_meta(model: nn.Module) -> nn.Module:
     """A copy of the model with parameters and buffers on meta."""
     twins: dict[int, Any] = {
-        id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in model.parameters()
+        id(p): nn.Parameter(p.detach().to("meta"), requires_grad=p.requires_grad) for p in model.parameters()
     }
     twins |= {id(buffer): buffer.to("meta") for buffer in model.buffers()}
     return copy.deepcopy(model, twins)
 
 
-def _meta_image(model: nn.Module, image_size: int, in_channels: int | None) -> Tensor:
+def checkpoint_blocks(model: nn.Module, enabled: bool) -> None:
+    """`set_activation_checkpointing`, where there is something to set. InputError for a model that isn't `build_model`'s."""
+    if hasattr(model, "activation_checkpointing"):
+        set_activation_checkpointing(model, enabled)
+    elif enabled:
+        raise InputError(f"activation_checkpointing=True: {type(model).__name__} is not a model of build_model")
+
+
+def meta_image(model: nn.Module, image_size: int, in_channels: int | None = None, batch_size: int = 1) -> Tensor:
+    """Images (B, C, H, W) on meta, with the channels of the model's config where it has one, else 3."""
     if in_channels is None:
         in_channels = getattr(getattr(model, "config", None), "in_channels", 3)
-    return torch.empty(1, in_channels, image_size, image_size, device="meta")
+    return torch.empty(batch_size, in_channels, image_size, image_size, device="meta")

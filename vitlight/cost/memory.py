@@ -1,0 +1,93 @@
+"""How much memory training a model takes, found on shapes alone: no weight or activation is allocated."""
+
+from typing import Literal, get_args
+
+import torch
+from torch import nn
+
+from vitlight.cost.lifetimes import DeviceType, MemoryEstimate, trace_step
+from vitlight.cost.trace import build_on_meta, meta_image
+from vitlight.errors import InputError
+
+__all__ = ["MemoryEstimate", "Optimizer", "Precision", "estimate_memory", "largest_batch"]
+
+Precision = Literal["32", "32-true", "bf16-mixed", "16-mixed", "bf16-true"]
+Optimizer = Literal["adamw", "sgd"]
+
+# Weights, and what autocast computes in; Lightning's names.
+_DTYPES: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
+    "32": (torch.float32, None),
+    "32-true": (torch.float32, None),
+    "bf16-mixed": (torch.float32, torch.bfloat16),
+    "16-mixed": (torch.float32, torch.float16),
+    "bf16-true": (torch.bfloat16, None),
+}
+_NUM_STATES = {"adamw": 2, "sgd": 1}  # tensors a parameter: two moments; momentum
+
+
+def estimate_memory(
+    model: nn.Module | str,
+    image_size: int,
+    batch_size: int,
+    precision: Precision = "32",
+    optimizer: Optimizer = "adamw",
+    activation_checkpointing: bool = False,
+    device_type: DeviceType = "cpu",
+) -> MemoryEstimate:
+    """What one process takes for `batch_size` images a step, without gradient accumulation.
+
+    A step runs once on fake tensors in Lightning's order: forward while the last step's gradients still stand, then
+    backward; optimizers are fused or otherwise work in place. `model` is an arch name, built with 1000 classes, or a
+    module on any device, which is left as it is. On "cuda", tensors are of GPU allocations (512 bytes at least),
+    autocast is the GPU's, and attention is a fused kernel; torch.compile keeps less than is counted here.
+
+    Raises InputError for a precision, optimizer, device type or batch size that isn't one, and as `build_model`.
+    """
+    for name, value, options in (
+        ("precision", precision, get_args(Precision)),
+        ("optimizer", optimizer, get_args(Optimizer)),
+        ("device_type", device_type, get_args(DeviceType)),
+    ):
+        if value not in options:
+            raise InputError(f"{name}={value!r} is not one of {', '.join(options)}")
+    if batch_size < 1:
+        raise InputError(f"batch_size={batch_size} is not at least 1")
+    module = build_on_meta(model, image_size) if isinstance(model, str) else model
+    weight_dtype, autocast_dtype = _DTYPES[precision]
+    image_shape = tuple(meta_image(module, image_size, batch_size=batch_size).shape)
+    num_states = _NUM_STATES[optimizer]
+    return trace_step(
+        module, image_shape, num_states, weight_dtype, autocast_dtype, activation_checkpointing, device_type
+    )
+
+
+def largest_batch(
+    model: nn.Module | str,
+    image_size: int,
+    memory_bytes: int,
+    precision: Precision = "32",
+    optimizer: Optimizer = "adamw",
+    activation_checkpointing: bool = False,
+    device_type: DeviceType = "cpu",
+) -> int:
+    """The most images a step whose estimated peak is at most `memory_bytes`; 0 where not one image fits.
+
+    Leave room in `memory_bytes` for what `estimate_memory` doesn't count. Arguments and errors as there.
+    """
+    module = build_on_meta(model, image_size) if isinstance(model, str) else model
+
+    def fits(batch_size: int) -> bool:
+        estimate = estimate_memory(
+            module, image_size, batch_size, precision, optimizer, activation_checkpointing, device_type
+        )
+        return estimate.peak_bytes <= memory_bytes
+
+    if not fits(1):
+        return 0
+    most, too_many = 1, 2
+    while fits(too_many):
+        most, too_many = too_many, 2 * too_many
+    while too_many - most > 1:
+        middle = (most + too_many) // 2
+        most, too_many = (middle, too_many) if fits(middle) else (most, middle)
+    return most

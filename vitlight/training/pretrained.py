@@ -1,0 +1,84 @@
+"""The weights that a run starts from: where they lie, and the digest that names them."""
+
+import functools
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from torch import nn
+
+from vitlight.data.sources import shown
+from vitlight.errors import InputError
+from vitlight.models.hub import fetch_weights, is_remote
+from vitlight.models.weights import load_weights
+
+__all__ = ["load_pretrained", "locate_weights", "weights_digest"]
+
+
+def locate_weights(source: str) -> Path:
+    """The file of `model.weights`, fetched first where that names a hub or a URL. InputError where there is none."""
+    if is_remote(source):
+        return fetch_weights(source)
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise InputError(f"model.weights={source} is not a file; give a file of weights, a URL or hf-hub:ORG/NAME")
+    return path
+
+
+def _checked_digest(path: Path, source: str, expected: str | None) -> str:
+    """Digest of the file that `source` led to; InputError where it isn't the `expected` one."""
+    status = path.stat()
+    digest = _digest(path, status.st_size, status.st_mtime_ns)
+    if expected not in (None, digest):
+        raise InputError(
+            f"model.weights={shown(source)} has digest {digest}, not model.weights_digest={expected}: its content is "
+            f"another; bring that file back, or set model.weights_digest=null to start a new run"
+        )
+    return digest
+
+
+def load_pretrained(
+    model: nn.Module, source: str, expected_digest: str | None, layout: str, head: Literal["load", "fresh"]
+) -> str:
+    """Load `source` into the model, and say in a line what was read. InputError where anything doesn't fit."""
+    path = locate_weights(source)
+    _checked_digest(path, source, expected_digest)
+    try:
+        report = load_weights(model, path, layout=layout, head=head)
+    except InputError as error:
+        raise InputError(
+            f"model.weights={shown(source)}: {error} (layout and head are set by model.weights_layout and "
+            f"model.weights_head)"
+        ) from error
+    resized = "".join(f", {name} resized from {before} to {now}" for name, (before, now) in report.resized.items())
+    fresh = ", fresh head" if head == "fresh" else ""
+    return f"{shown(source)}: {report.num_tensors} tensors in {report.layout}'s layout{resized}{fresh}"
+
+
+def weights_digest(source: str, expected: str | None, runs: Path) -> str:
+    """Digest of what `source` holds. Where it can't be had any more it is the `expected` one, or what the newest run below
+    `runs` from the same source has recorded: enough to find that run and resume it. InputError where nothing is known."""
+    try:
+        path = locate_weights(source)
+    except InputError:
+        known = expected or _recorded_digest(source, runs)
+        if known is None:
+            raise
+        return known
+    return _checked_digest(path, source, expected)
+
+
+def _recorded_digest(source: str, runs: Path) -> str | None:
+    for path in sorted(runs.glob("*/experiment.yaml"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        model = yaml.safe_load(path.read_text())["model"]
+        if model.get("weights") == source and model.get("weights_digest"):
+            return str(model["weights_digest"])
+    return None
+
+
+@functools.lru_cache(maxsize=64)
+def _digest(path: Path, num_bytes: int, modified_ns: int) -> str:
+    """Remembered for as long as size and time stay: a sweep asks once a cell, and reading takes seconds a gigabyte."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
