@@ -33,6 +33,8 @@ def test_the_run_id_names_the_result_and_nothing_else(fit_args, tiny_shards, tmp
         "--run.root=/elsewhere",
         "--run.num_evaluations=1",
         "--model.compile=true",
+        "--model.memory_format=contiguous",
+        "--model.activation_checkpointing=true",
     ]
     for change in same:
         assert resolve_run([*fit_args, change]).run_id == run_id, change

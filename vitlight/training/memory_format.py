@@ -14,7 +14,8 @@ MemoryFormat = Literal["auto", "channels_last", "contiguous"]
 # Kinds of layer, device and arithmetic that are slower with channels last; every other convolutional network is as fast or
 # faster with it, and its images come that way from the loader.
 _CONTIGUOUS: tuple[tuple[type[nn.Module], str, str], ...] = (
-    (nn.GroupNorm, "cpu", "bf16"),  # MEASURED
+    # BiT R50x1, forward and backward of 8 images of 128 px, one core, torch 2.13: 623 ms with channels last, 531 without.
+    (nn.GroupNorm, "cpu", "bf16"),
 )
 
 
