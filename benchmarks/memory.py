@@ -6,6 +6,7 @@ A case is ARCH:IMAGE_SIZE:BATCH_SIZE; each runs in fp32 and bf16-mixed, with and
 """
 
 import argparse
+import ctypes
 import gc
 import json
 import os
@@ -26,7 +27,7 @@ from vitlight.cost.memory import estimate_memory
 from vitlight.models import build_model, set_activation_checkpointing
 
 CASES = {
-    "cpu": ("vit_s16:224:16", "vit_b16:224:8", "coatnet_0:128:16", "resnet50:128:16", "bit_r50x1:128:16"),
+    "cpu": ("vit_s16:224:8", "vit_b16:128:8", "coatnet_0:128:16", "resnet50:128:16", "bit_r50x1:128:16"),
     "cuda": (
         "vit_s16:224:256",
         "vit_b16:224:128",
@@ -53,10 +54,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Measured:
-    """Peak bytes: what tensors held, and what the process took beyond a warmed-up one without a model."""
+    """Peak bytes: what tensors held, what the process took beyond its idle memory, and that."""
 
     tensors: int
     process: int
+    idle: int
 
 
 class Step:
@@ -90,17 +92,16 @@ def measure(case: Case) -> Measured:
         step()
         torch.cuda.reset_peak_memory_stats()
         step()
-        return Measured(torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved())
-    warm_up()
-    before = status_bytes("VmRSS")
+        return Measured(torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved(), 0)
+    Step(case)()  # loads what kernels load once: threads, compiled kernels, their caches
+    idle = released_bytes()
     step = Step(case)
     step()
-    gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
     step()
-    process = status_bytes("VmHWM") - before
+    process = status_bytes("VmHWM") - idle
     del step
-    gc.collect()
+    released_bytes()
     # From the model's making on: of a block from before, the profiler would not see the end.
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step = Step(case)
@@ -114,16 +115,14 @@ def measure(case: Case) -> Measured:
         current += event.nbytes()
         if event.start_ns() >= second_step:
             highest = max(highest, current)
-    return Measured(highest, process)
+    return Measured(highest, process, idle)
 
 
-def warm_up() -> None:
-    """Loads what kernels load once: threads, oneDNN, the profiler."""
-    layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.GELU(), nn.Flatten(), nn.Linear(8 * 36, 8))
-    for dtype in (torch.float32, torch.bfloat16):
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            loss = layers(torch.randn(4, 3, 8, 8)).float().sum()
-        loss.backward()
+def released_bytes() -> int:
+    """Resident memory after everything that nobody holds is given back."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return status_bytes("VmRSS")
 
 
 def status_bytes(field: str) -> int:
@@ -142,9 +141,9 @@ def measure_apart(case: Case) -> Measured:
 
 def table(rows: list[tuple[Case, int, str, Measured]]) -> str:
     lines = [
-        "| arch | image [px] | batch | precision | checkpointing | estimate [MiB] | peak in | tensors [MiB] | process [MiB] "
-        "| estimate / tensors | estimate / process |",
-        "|---|---:|---:|---|---|---:|---|---:|---:|---:|---:|",
+        "| arch | image [px] | batch | precision | checkpointing | estimate [MiB] | peak in "
+        "| tensors [MiB] | process [MiB] | idle [MiB] | estimate / tensors | estimate / process |",
+        "|---|---:|---:|---|---|---:|---|---:|---:|---:|---:|---:|",
     ]
     for case, estimate, phase, measured in rows:
         checkpointing = "yes" if case.activation_checkpointing else "no"
@@ -157,7 +156,7 @@ def table(rows: list[tuple[Case, int, str, Measured]]) -> str:
             f"{estimate / MIB:.0f}",
             phase,
         )
-        mebibytes = (f"{measured.tensors / MIB:.0f}", f"{measured.process / MIB:.0f}")
+        mebibytes = [f"{size / MIB:.0f}" for size in (measured.tensors, measured.process, measured.idle)]
         ratios = (f"{estimate / measured.tensors:.3f}", f"{estimate / measured.process:.3f}")
         lines.append(f"| {' | '.join(map(str, (*cells, *mebibytes, *ratios)))} |")
     for what in ("tensors", "process"):

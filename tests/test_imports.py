@@ -19,7 +19,8 @@ ALLOWED = {
     "training": {"errors", "models", "cost", "data"},
     "sweep": {"errors", "models", "cost", "data", "training"},
     "analysis": {"errors", "models"},
-    "cli": {"errors", "models", "cost", "data", "training", "sweep", "analysis"},
+    "convert_command": {"errors", "models"},
+    "cli": {"errors", "models", "cost", "data", "training", "sweep", "analysis", "convert_command"},
     "__main__": {"cli"},
     "__init__": {"errors", "models", "cost", "data", "training", "sweep", "analysis"},
 }

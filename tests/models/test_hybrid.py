@@ -110,7 +110,7 @@ def test_bad_depths_are_refused(depths: object) -> None:
 
 def test_a_unit_starts_as_the_identity() -> None:
     torch.manual_seed(0)
-    backbone = Backbone(HybridStem((2, 2)), 1)
+    backbone = Backbone(HybridStem((2, 2)), 1, norm_eps=1e-6)
     x = torch.rand(2, 256, 4, 4)
     assert torch.equal(backbone.stages[0][1](x), x)
     assert backbone(torch.rand(2, 1, 32, 32)).shape == (2, 512, 4, 4)

@@ -7,12 +7,13 @@ from typing import Any, cast
 from torch import nn
 
 from vitlight.errors import InputError, did_you_mean
-from vitlight.models import bit, coatnet, external, resnet, vit
+from vitlight.models import bit, coatnet, external, resnet, vit_config
 from vitlight.models.bit import BiT, BiTConfig
 from vitlight.models.coatnet import CoAtNet, CoAtNetConfig
 from vitlight.models.external import TimmConfig, TimmModel
 from vitlight.models.resnet import ResNet, ResNetConfig
-from vitlight.models.vit import ViT, ViTConfig
+from vitlight.models.vit import ViT
+from vitlight.models.vit_config import ViTConfig
 
 __all__ = [
     "BiT",
@@ -40,7 +41,7 @@ Config = ViTConfig | CoAtNetConfig | ResNetConfig | BiTConfig | TimmConfig
 
 # Family, listed names, and the function that gives a name's config or None.
 _FAMILIES: tuple[tuple[Family, tuple[str, ...], Callable[[str], Config | None]], ...] = (
-    ("vit", (*vit.LADDER, *vit.PUBLISHED), vit.resolve),
+    ("vit", (*vit_config.LADDER, *vit_config.PUBLISHED), vit_config.resolve),
     ("coatnet", (*coatnet.LADDER, *coatnet.PUBLISHED, *coatnet.STUDY), coatnet.resolve),
     ("resnet", (*resnet.LADDER, *resnet.PUBLISHED), resnet.resolve),
     ("resnet", bit.PUBLISHED, bit.resolve),

@@ -81,26 +81,22 @@ class SameConv2d(nn.Conv2d):
         return self._conv_forward(x if self.excess is None else F.pad(x, self.excess), weight, None)
 
 
-def group_norm(width: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, width, eps=1e-6)
-
-
 class Unit(nn.Module):
     """Post-activation bottleneck, (B, C_in, H, W) to (B, 4 * width, H/stride, W/stride); the branch starts at zero."""
 
-    def __init__(self, width_in: int, width: int, stride: int) -> None:
+    def __init__(self, width_in: int, width: int, stride: int, norm_eps: float) -> None:
         super().__init__()
         self.conv1 = SameConv2d(width_in, width, 1)
-        self.norm1 = group_norm(width)
+        self.norm1 = nn.GroupNorm(32, width, eps=norm_eps)
         self.conv2 = SameConv2d(width, width, 3, stride)
-        self.norm2 = group_norm(width)
+        self.norm2 = nn.GroupNorm(32, width, eps=norm_eps)
         self.conv3 = SameConv2d(width, 4 * width, 1)
-        self.norm3 = group_norm(4 * width)
+        self.norm3 = nn.GroupNorm(32, 4 * width, eps=norm_eps)
         nn.init.zeros_(self.norm3.weight)
         self.projects = stride > 1 or width_in != 4 * width
         if self.projects:
             self.shortcut = SameConv2d(width_in, 4 * width, 1, stride)
-            self.shortcut_norm = group_norm(4 * width)
+            self.shortcut_norm = nn.GroupNorm(32, 4 * width, eps=norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = self.shortcut_norm(self.shortcut(x)) if self.projects else x
@@ -112,17 +108,17 @@ class Unit(nn.Module):
 class Backbone(nn.Module):
     """Images (B, in_channels, H, W), sides a multiple of `config.stride`, to (B, config.width, H/stride, W/stride)."""
 
-    def __init__(self, config: HybridStem, in_channels: int) -> None:
+    def __init__(self, config: HybridStem, in_channels: int, norm_eps: float) -> None:
         super().__init__()
         self.stem = SameConv2d(in_channels, 64, 7, stride=2)
-        self.stem_norm = group_norm(64)
+        self.stem_norm = nn.GroupNorm(32, 64, eps=norm_eps)
         self.stages = nn.ModuleList()
         width_in = 64
         for i, depth in enumerate(config.depths):
             width = 64 * 2**i
             stage = nn.Sequential()
             for j in range(depth):
-                stage.append(Unit(width_in, width, stride=2 if i > 0 and j == 0 else 1))
+                stage.append(Unit(width_in, width, stride=2 if i > 0 and j == 0 else 1, norm_eps=norm_eps))
                 width_in = 4 * width
             self.stages.append(stage)
 

@@ -18,7 +18,7 @@ from vitlight.data.datamodule import ShardedImages
 from vitlight.data.labels import LabelSource
 from vitlight.data.mixing import Mixing
 from vitlight.errors import InputError, did_you_mean
-from vitlight.models import build_model
+from vitlight.models import build_model, set_activation_checkpointing
 from vitlight.training.classifier import ImageClassifier
 from vitlight.training.identity import run_id
 from vitlight.training.optim import AdamW
@@ -273,6 +273,7 @@ def resolve(cli: ExperimentCLI, data: ShardedImages) -> ResolvedRun:
             in_channels=data.channels,
             **(model["model_options"] or {}),
         )
+    set_activation_checkpointing(network, model["activation_checkpointing"])
     macs = forward_macs(network, data.image_size)
     steps = model["duration"].num_steps(data.plan.num_samples, data.global_batch_size, macs)
     folder, digest = Path(run.root) / run.name, None

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from vitlight.data.datamodule import ShardedImages
 from vitlight.data.sources import is_remote, shown
 from vitlight.errors import InputError
+from vitlight.training.allocator import keep_freed_memory
 from vitlight.training.callbacks import Checkpoints, Diverged, Record
 from vitlight.training.checkpoint import newest_checkpoint, write_atomically
 from vitlight.training.classifier import ImageClassifier, axes_at
@@ -91,6 +92,8 @@ class _Fit:
         checkpoints = Checkpoints(self.run, self.settings.checkpoint_every_steps, evaluate_every)
         skipped = SkippedSamples(self.run, data.max_skipped_samples)
         trainer = self._build_trainer([skipped, record, checkpoints], evaluate_every)
+        if trainer.strategy.root_device.type == "cpu":
+            keep_freed_memory()
         data.plan.micro_batch_size(trainer.world_size, trainer.accumulate_grad_batches)
         try:
             self._train_and_evaluate(trainer, model, data, record)

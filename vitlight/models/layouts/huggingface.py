@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from vitlight.errors import InputError
 from vitlight.models.layouts.entry import Entry, joined, same
-from vitlight.models.vit import ViT, ViTConfig
+from vitlight.models.vit import ViT
+from vitlight.models.vit_config import ViTConfig
 
 __all__ = ["NAME", "canonical", "check_writable", "entries", "recognises"]
 

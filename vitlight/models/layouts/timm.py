@@ -7,7 +7,7 @@ What neither a name nor a shape can show must be set alike on both sides:
 
 * timm's BiT standardises kernels with eps 1e-8 (`weight_eps`);
 * timm's CoAtNets have `coatnet.TIMM_OPTIONS`;
-* the GroupNorms of timm's hybrids have eps 1e-5, ours 1e-6, like Google's, whose weights they are;
+* the GroupNorms of timm's hybrids have eps 1e-5 (`backbone_norm_eps`), ours 1e-6, like Google's, whose weights they are;
 * timm of today drops `pre_logits`, the representation layer of a ViT, when it loads a checkpoint.
 """
 
