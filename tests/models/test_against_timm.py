@@ -198,12 +198,6 @@ EPS = {"backbone_norm_eps": 1e-5}
         Pair("vit_tiny_r_s16_p8_224", "vit_r_ti16", 224, SHALLOW, SHALLOW | EPS),
         Pair("vit_small_r26_s32_224", "vit_r26_s32", 224, SHALLOW, SHALLOW | EPS),
         Pair("vit_base_r50_s16_224", "vit_r50_b16", 224, SHALLOW | {"num_classes": 1000}, SHALLOW | EPS),
-            "vit_base_r50_s16_224",
-            "vit_r50_b16",
-            224,
-            SHALLOW | {"num_classes": 1000},
-            SHALLOW | {"backbone_norm_eps": 1e-5},
-        ),
     ],
     ids=["registers", "tanh", "deit3", "r+ti", "r26+s", "r50+b"],
 )
