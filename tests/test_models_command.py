@@ -37,7 +37,7 @@ def test_tables_have_units_and_say_the_convention(capsys: pytest.CaptureFixture[
         ("models --memory", "--memory is about one architecture"),
         ("models vit_nano1 --memory", "--memory needs --batch-size"),
         ("models vit_nano1 --option pool", "--option='pool' is not of the form key=value"),
-        ("models vit_nano1 --option pol=cls", "vit_nano1 has no setting 'pol'; did you mean 'pool'?"),
+        ("models vit_nano1 --option pol=cls", "vit_nano1 has no setting 'pol'; did you mean pool?"),
         ("models vit_nano1 --memory --batch-size 1 --precision 8", "precision='8' is not one of"),
         ("models vit_nano9", "arch 'vit_nano9' is unknown"),
     ],
