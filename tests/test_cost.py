@@ -54,7 +54,7 @@ def test_fvcore_torch_and_the_table_agree(arch: str, table: dict[str, dict[str, 
     model = build_on_meta(arch, image_size).eval()
     macs = forward_macs(model, image_size)
     assert (count_params(model), macs) == (table[arch]["params"], table[arch]["forward_macs"])
-    if count_params(model) < 3e8:
+    if count_params(model) < 5e7:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model(torch.empty(1, 3, image_size, image_size, device="meta"))
         assert counter.get_total_flops() == 2 * macs
@@ -139,6 +139,21 @@ def test_one_dimensional_convolution() -> None:
     assert forward_macs(Conv1d(padding=1), 4, in_channels=3) == 16 * 4 * 3 * 3
     with pytest.raises(RuntimeError, match="padding='same' can't be traced"):
         forward_macs(Conv1d(padding="same"), 4, in_channels=3)
+
+
+class Einsum(nn.Module):
+    """A bias table spread over a grid by a product, as in timm's MaxViT; fvcore's own count of it is rounded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lookup = nn.Parameter(torch.zeros(7, 13, 13))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("bnhw, hij -> bnwij", x, self.lookup)
+
+
+def test_einsum_is_counted_exactly() -> None:
+    assert forward_macs(Einsum(), 7, in_channels=3) == 3 * 7 * 7 * 13 * 13
 
 
 class Baddbmm(nn.Module):

@@ -48,9 +48,9 @@ def branch_of(seen: list[int]) -> Callable[[Tensor], Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("batch", "rate", "num_kept"), [(8, 0.25, 6), (8, 0.3, 6), (1, 0.9, 1), (16, 0.5, 8), (3, 0.1, 3)]
+    ("batch", "rate", "num_kept"), [(8, 0.25, {6}), (8, 0.3, {5, 6}), (1, 0.9, {1}), (16, 0.5, {8}), (3, 0.1, {2, 3})]
 )
-def test_drop_path_runs_the_branch_on_a_fixed_number_of_samples(batch: int, rate: float, num_kept: int) -> None:
+def test_drop_path_runs_the_branch_on_the_samples_it_keeps(batch: int, rate: float, num_kept: set[int]) -> None:
     torch.manual_seed(0)
     seen: list[int] = []
     x = torch.randn(batch, 5, 2)
@@ -59,7 +59,7 @@ def test_drop_path_runs_the_branch_on_a_fixed_number_of_samples(batch: int, rate
         scales = ((out - x) / x / 3).flatten(1)
         torch.testing.assert_close(scales, scales[:, :1].expand_as(scales), rtol=1e-3, atol=1e-3)  # whole samples
         assert all(min(abs(s), abs(s - 1 / (1 - rate))) < 1e-3 for s in scales[:, 0].tolist())
-    assert seen == [num_kept] * 20
+    assert set(seen) == num_kept
 
 
 @pytest.mark.parametrize(("batch", "rate"), [(4, 0.25), (4, 0.3), (1, 0.6), (5, 0.5)])

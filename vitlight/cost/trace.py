@@ -41,6 +41,7 @@ def fvcore_and_torch_macs(meta: nn.Module, image: Tensor) -> tuple[int, int, lis
 
     with torch.no_grad(), ShapesOnly() as shapes, _TraceableConvolutions():
         analysis = FlopCountAnalysis(meta, image).set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
+        analysis.set_op_handle("aten::einsum", _einsum_macs)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
         by_operator = analysis.by_operator()
     return (
@@ -80,6 +81,18 @@ def _attention_macs(inputs: list[Any], outputs: list[Any]) -> int:
     """fvcore handler: q (..., N, d), k (..., M, d) and v (..., M, e) cost N * M * (d + e) for each leading index."""
     q, k, v = (value.type().sizes() for value in inputs[:3])
     return math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
+
+
+def _einsum_macs(inputs: list[Any], outputs: list[Any]) -> int:
+    """fvcore handler, for two operands: the product of all sizes that the equation names. fvcore's own rounds it."""
+    terms = inputs[0].toIValue().replace(" ", "").partition("->")[0].split(",")
+    shapes = [value.type().sizes() for value in inputs[1].node().inputs()]
+    sizes = {
+        letter: size
+        for term, shape in zip(terms, shapes, strict=True)
+        for letter, size in zip(term, shape, strict=True)
+    }
+    return math.prod(sizes.values())
 
 
 class _Layout(NamedTuple):

@@ -1,7 +1,7 @@
 """BiT ResNet-v2 (Kolesnikov et al. 2019, arXiv 1912.11370): pre-activation, GroupNorm, weight standardisation.
 
-Section 3.1 has the networks: depths 50, 101 and 152, widths x1, x3 and x4; Table 6 of the ViT paper (arXiv 2010.11929)
-has x2 and depth 200.
+The paper's networks: depths 50, 101 and 152, widths x1, x3 and x4. Those of width x2 and depth 200 are in the ViT paper
+(arXiv 2010.11929), Table 6.
 
 Differs from the paper: nothing. timm's models divide a kernel by sqrt(variance + 1e-8): `weight_eps`.
 

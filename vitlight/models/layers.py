@@ -101,10 +101,10 @@ class DropPath(nn.Module):
     """Stochastic depth (Huang et al. 2016, 1603.09382) that does no work for the samples it drops.
 
     In training each sample goes through the branch with probability exactly 1 - `rate`, and what comes out is scaled by
-    1 / (1 - rate). The branch sees ceil(B * (1 - rate)) randomly chosen samples, the same number at every step, so that
-    shapes stand still for a compiler and the share dropped varies less than in independent draws; where B * (1 - rate) is
-    not a whole number, the last of them counts with the probability that is left. Batch norms in the branch see the chosen
-    samples alone.
+    1 / (1 - rate). The branch sees B * (1 - rate) randomly chosen samples; where that is not a whole number, one more with
+    the probability that is left, so the share varies less than in independent draws. A compiled model, whose shapes must
+    stand still, always runs that one more and lets it count with that probability, and so does a batch of which less than
+    one sample is to be kept: no branch goes without a gradient. Batch norms in the branch see the chosen samples alone.
     """
 
     def __init__(self, rate: float) -> None:
@@ -116,12 +116,17 @@ class DropPath(nn.Module):
         if not self.training or self.rate == 0:
             return _add(identity, branch(x))
         batch, keep = x.shape[0], 1 - self.rate
-        wanted = batch * keep
-        num_kept = math.ceil(wanted - 1e-6)
+        num_kept, left = divmod(round(batch * keep, 6), 1)
+        num_kept = int(num_kept)
+        one_more_counts: bool | Tensor = True
+        if left and (num_kept == 0 or torch.compiler.is_compiling()):
+            num_kept, one_more_counts = num_kept + 1, torch.rand((), device=x.device) < left
+        elif left:
+            num_kept += torch.rand(()).item() < left  # drawn on the CPU: nothing waits for the device
         kept = torch.randperm(batch, device=x.device)[:num_kept]
         scale = torch.full((num_kept,), 1 / keep, device=x.device)
-        if num_kept - wanted > 1e-6:
-            scale[-1] *= torch.rand((), device=x.device) < wanted - (num_kept - 1)
+        if one_more_counts is not True:
+            scale[-1] *= one_more_counts
         out = branch(x.index_select(0, kept))
         out = out * scale.to(out.dtype).view(-1, *[1] * (out.ndim - 1))
         dtype = torch.promote_types(identity.dtype, out.dtype)
