@@ -124,13 +124,13 @@ class DropPath(nn.Module):
         elif left:
             num_kept += torch.rand(()).item() < left  # drawn on the CPU: nothing waits for the device
         kept = torch.randperm(batch, device=x.device)[:num_kept]
-        scale = torch.full((num_kept,), 1 / keep, device=x.device)
-        if one_more_counts is not True:
-            scale[-1] *= one_more_counts
         out = branch(x.index_select(0, kept))
-        out = out * scale.to(out.dtype).view(-1, *[1] * (out.ndim - 1))
+        if one_more_counts is not True:
+            counts = torch.ones(num_kept, device=x.device)
+            counts[-1] *= one_more_counts
+            out = out * counts.to(out.dtype).view(-1, *[1] * (out.ndim - 1))
         dtype = torch.promote_types(identity.dtype, out.dtype)
-        return identity.to(dtype).index_add(0, kept, out.to(dtype))
+        return identity.to(dtype).index_add(0, kept, out.to(dtype), alpha=1 / keep)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.3f}"
