@@ -87,6 +87,8 @@ def test_activations_grow_with_the_batch_and_checkpointing_lessens_them(arch: st
     assert large == pytest.approx(2 * small, rel=0.05)
     assert checkpointed < 0.6 * large
     assert half < 0.85 * large
+    with_drop_path = build_model(arch, image_size=32, drop_path_rate=0.7)
+    assert estimate_memory(with_drop_path, 32, 64, device_type=device_type).activations < 0.95 * large
 
 
 def test_on_a_gpu_norms_run_in_float32_under_autocast_and_attention_keeps_no_weights() -> None:

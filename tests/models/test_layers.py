@@ -5,6 +5,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vitlight.cost import forward_macs
+from vitlight.models import build_model
 from vitlight.models.layers import Attention, DropPath, lecun_normal_, run_block
 
 
@@ -138,3 +140,9 @@ def test_float32_softmax_keeps_small_differences_of_large_logits() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         errors = [(layer(x).float() - target).square().mean().item() for layer in (fp32, rounded)]
     assert errors[0] < 0.8 * errors[1]
+
+
+def test_float32_softmax_costs_the_same_products() -> None:
+    with torch.device("meta"):
+        model, plain = (build_model("vit_nano1", 10, 32, fp32_softmax=wanted) for wanted in (True, False))
+    assert forward_macs(model, 32) == forward_macs(plain, 32)

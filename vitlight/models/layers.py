@@ -270,7 +270,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _attend_in_float32(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    with torch.autocast(q.device.type, enabled=False):
+    # Nothing is cast on meta, and torch knows no autocast there.
+    with nullcontext() if q.is_meta else torch.autocast(q.device.type, enabled=False):
         logits = q.float() @ k.float().mT * q.shape[-1] ** -0.5
         weights = (logits if bias is None else logits + bias).softmax(-1)
     return weights.to(v.dtype) @ v
