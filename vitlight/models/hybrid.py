@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitlight.errors import InputError
+from vitlight.models.bit import standardised
 from vitlight.models.layers import check_positive, lecun_normal_, run_block
 
 __all__ = ["HYBRIDS", "Backbone", "Hybrid", "HybridStem"]
@@ -76,9 +77,8 @@ class SameConv2d(nn.Conv2d):
             self.padding = (before, before)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Batch norm over (1, C, fan_in) is weight standardisation in one fused kernel.
-        weight = F.batch_norm(self.weight.flatten(1)[None], None, None, training=True, eps=1e-8).view_as(self.weight)
-        return self._conv_forward(x if self.excess is None else F.pad(x, self.excess), weight, None)
+        padded = x if self.excess is None else F.pad(x, self.excess)
+        return self._conv_forward(padded, standardised(self.weight, eps=1e-8), None)
 
 
 class Unit(nn.Module):
