@@ -217,7 +217,7 @@ def test_overrides_reach_the_config() -> None:
     [
         ("vit_b61", {}, "image_size=224 is not a multiple of the patch size 61; use 183 or 244"),
         ("vit_s16", {"image_size": 8}, "image_size=8 is not a multiple of the patch size 16; use 16"),
-        ("vit_s16", {"image_size": 0}, "image_size=0 must be made of whole numbers of at least 1"),
+        ("vit_s16", {"image_size": 0}, "image_size=0 must be a whole number of at least 1"),
         ("vitb16", {}, "arch 'vitb16' is unknown; did you mean vit_b16"),
         ("coatnet_8", {}, "arch 'coatnet_8' is unknown; did you mean coatnet_"),
         ("bit_r50x5", {}, "arch 'bit_r50x5' is unknown; did you mean bit_r50x"),
@@ -226,7 +226,15 @@ def test_overrides_reach_the_config() -> None:
         ("vit_s16", {"drop_path_rate": 1.0}, "drop_path_rate=1.0 must lie in [0, 1)"),
         ("vit_s16", {"pool": "avg"}, "pool='avg' must be one of 'cls', 'gap', 'map'"),
         ("vit_s16", {"num_heads": 5}, "width=384 is not a multiple of num_heads=5"),
-        ("vit_s16", {"num_classes": 0}, "num_classes=0 must be made of whole numbers of at least 1"),
+        ("vit_s16", {"num_classes": 0}, "num_classes=0 must be a whole number of at least 1"),
+        ("vit_s16", {"patch_size": [4]}, "patch_size=(4,) must be a whole number of at least 1"),
+        ("vit_s16", {"layer_scale": True}, "layer_scale=True must be a finite number above 0"),
+        ("vit_s16", {"layer_scale": 1e300}, "layer_scale=1e+300 must be a finite number above 0"),
+        ("vit_s16", {"qk_norm": 1}, "qk_norm=1 must be true or false"),
+        ("coatnet_0", {"relative_attention": "no"}, "relative_attention='no' must be true or false"),
+        ("coatnet_0", {"hidden_head": 0}, "hidden_head=0 must be true or false"),
+        ("coatnet_0", {"widths": [64, 96, 192, 384, 0]}, "must be made of whole numbers of at least 1"),
+        ("bit_r50x1", {"weight_eps": "x"}, "weight_eps='x' must be a finite number above 0"),
         ("resnet50", {"depths": [3, 4, 6]}, "depths=(3, 4, 6), widths=(64, 128, 256, 512), strides=(1, 2, 2, 2) must"),
         ("resnet50", {"widths": 64}, "widths=64, strides=(1, 2, 2, 2) must be lists with one entry a stage"),
         ("coatnet_0", {"head_dim": 100}, "widths[3]=384 is not a multiple of head_dim=100"),
@@ -277,3 +285,19 @@ def test_a_few_steps_learn(name: str) -> None:
         nn.functional.cross_entropy(model(images), labels).backward()
         optimizer.step()
     assert mean_loss(model, images, labels) < math.log(10) / 2
+
+
+@pytest.mark.parametrize("name", ["vit_nano1", "coatnet_nano1"])
+def test_nothing_writes_into_what_a_hook_has_seen(name: str) -> None:
+    model = unzero(small(name)).eval()
+    seen: list[tuple[Tensor, Tensor]] = []
+    for module in model.modules():
+        module.register_forward_hook(lambda _module, _args, output: seen.append((output, output.clone())))
+        module.register_full_backward_hook(lambda *_arguments: None)
+    model(torch.randn(2, 1, 28, 28, requires_grad=True)).sum().backward()
+    assert len(seen) > 20
+    assert all(torch.equal(output, then) for output, then in seen)
+
+
+def test_a_whole_number_is_a_layer_scale() -> None:
+    assert build_model("vit_nano1", 10, 32, layer_scale=1).blocks[0].scale1.dtype == torch.float32

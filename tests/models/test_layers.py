@@ -112,6 +112,14 @@ def test_checkpointed_blocks_give_the_same_gradients_and_count_a_batch_once() ->
     assert results[1][-1].item() == 2
 
 
+def test_a_frozen_batch_norm_in_a_checkpointed_block_counts_nothing() -> None:
+    block = NormedDropout()
+    block.norm.eval()
+    run_block(block, torch.randn(16, 4, requires_grad=True), checkpoint=True).sum().backward()
+    assert block.norm.num_batches_tracked.item() == 0
+    assert block.norm.momentum == 0.1
+
+
 def test_the_first_tokens_alone_gather_what_they_gather_among_all() -> None:
     torch.manual_seed(0)
     attention = Attention(width=12, num_heads=3, qk_norm=True).double()

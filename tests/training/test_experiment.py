@@ -97,6 +97,12 @@ def test_bad_input_is_one_line_with_value_rule_and_setting(fit_args, change, mes
     assert len(str(caught.value)) < 420
 
 
+@pytest.mark.parametrize("name", ["image_size", "num_classes", "in_channels"])
+def test_model_options_that_follow_from_the_data_are_refused(fit_args, name):
+    with pytest.raises(InputError, match=rf"model.model_options has {name}, which follows from data\.\w+; set that"):
+        resolve_run([*fit_args, f"--model.model_options={{{name}: 8}}"])
+
+
 def test_model_options_are_checked(fit_args):
     with pytest.raises(InputError, match="drop_path_rte"):
         resolve_run([*fit_args, "--model.model_options={drop_path_rte: 0.1}"])

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from vitlight.errors import InputError
 from vitlight.models.layers import (
     DropPath,
+    check_above_zero,
     check_images,
     check_positive,
+    check_positive_items,
     check_rate,
     check_stages,
     drop_path_ramp,
@@ -48,11 +50,11 @@ class BiTConfig:
 
     def __post_init__(self) -> None:
         check_stages(depths=self.depths)
-        check_positive(depths=self.depths, width_factor=self.width_factor, image_size=self.image_size)
+        check_positive_items(depths=self.depths)
+        check_positive(width_factor=self.width_factor, image_size=self.image_size)
         check_positive(in_channels=self.in_channels, num_classes=self.num_classes, num_groups=self.num_groups)
         check_rate(drop_path_rate=self.drop_path_rate)
-        if not self.weight_eps > 0:
-            raise InputError(f"weight_eps={self.weight_eps!r} must be above 0")
+        check_above_zero(weight_eps=self.weight_eps)
         if 64 * self.width_factor % self.num_groups:
             raise InputError(f"num_groups={self.num_groups} does not divide the width {64 * self.width_factor}")
 

@@ -31,8 +31,10 @@ from vitlight.models.layers import (
     check_choice,
     check_images,
     check_positive,
+    check_positive_items,
     check_rate,
     check_stages,
+    check_switch,
     drop_path_ramp,
     lecun_normal_,
     run_block,
@@ -84,10 +86,11 @@ class CoAtNetConfig:
 
     def __post_init__(self) -> None:
         check_stages(widths=self.widths, depths=self.depths, block_types=self.block_types, strides=self.strides)
-        check_positive(widths=self.widths, depths=self.depths, strides=self.strides, head_dim=self.head_dim)
-        check_positive(expansion=self.expansion, image_size=self.image_size)
+        check_positive_items(widths=self.widths, depths=self.depths, strides=self.strides)
+        check_positive(head_dim=self.head_dim, expansion=self.expansion, image_size=self.image_size)
         check_positive(in_channels=self.in_channels, num_classes=self.num_classes)
         check_rate(drop_path_rate=self.drop_path_rate)
+        check_switch(relative_attention=self.relative_attention, stem_bias=self.stem_bias, hidden_head=self.hidden_head)
         check_choice(get_args(Downsample), downsample=self.downsample)
         check_choice(get_args(PoolType), pool_type=self.pool_type)
         check_choice(get_args(ShortcutProjection), shortcut_projection=self.shortcut_projection)

@@ -125,7 +125,7 @@ class TimmModel(nn.Module):
 
 def _hold_statistics(norm: Any, args: Any) -> None:
     """Before a batch norm: in a backward pass it runs a second time, and its statistics have this batch already."""
-    if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+    if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1 and norm.training:
         norm.momentum = 0.0
         if norm.num_batches_tracked is not None:
             norm.num_batches_tracked.sub_(1)

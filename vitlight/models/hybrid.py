@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vitlight.errors import InputError
 from vitlight.models.bit import standardised
-from vitlight.models.layers import check_positive, lecun_normal_, run_block
+from vitlight.models.layers import check_positive_items, lecun_normal_, run_block
 
 __all__ = ["HYBRIDS", "Backbone", "Hybrid", "HybridStem"]
 
@@ -33,7 +33,7 @@ class HybridStem:
         if not isinstance(self.depths, tuple):
             raise InputError(f"depths={self.depths!r} of the hybrid's backbone must be a tuple with one entry a stage")
         if self.depths:
-            check_positive(depths=self.depths)
+            check_positive_items(depths=self.depths)
 
     @property
     def stride(self) -> int:

@@ -20,11 +20,14 @@ __all__ = [
     "DropPath",
     "Gelu",
     "Mlp",
+    "check_above_zero",
     "check_choice",
     "check_images",
     "check_positive",
+    "check_positive_items",
     "check_rate",
     "check_stages",
+    "check_switch",
     "drop_path_ramp",
     "lecun_normal_",
     "run_block",
@@ -34,12 +37,37 @@ __all__ = [
 Gelu = Literal["exact", "tanh"]
 
 
-def check_positive(**values: int | Sequence[int]) -> None:
-    """InputError unless every value, or every item of it, is an int of at least 1."""
+def check_positive(**values: int) -> None:
+    """InputError unless every value is an int of at least 1."""
     for name, value in values.items():
-        items = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
-        if not items or not all(isinstance(item, int) and not isinstance(item, bool) and item >= 1 for item in items):
+        if not _is_positive(value):
+            raise InputError(f"{name}={value!r} must be a whole number of at least 1")
+
+
+def check_positive_items(**values: Sequence[int]) -> None:
+    """InputError unless every value is made of ints of at least 1."""
+    for name, value in values.items():
+        if not value or not all(map(_is_positive, value)):
             raise InputError(f"{name}={value!r} must be made of whole numbers of at least 1")
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def check_above_zero(**values: float) -> None:
+    """InputError unless every value is a number above 0 that float32 can hold."""
+    for name, value in values.items():
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not 0 < value <= torch.finfo(torch.float32).max:
+            raise InputError(f"{name}={value!r} must be a finite number above 0")
+
+
+def check_switch(**values: bool) -> None:
+    """InputError unless every value is true or false."""
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise InputError(f"{name}={value!r} must be true or false")
 
 
 def check_rate(**values: float) -> None:
@@ -114,7 +142,7 @@ class DropPath(nn.Module):
     def forward(self, identity: Tensor, branch: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """identity + branch(x), (B, ...); `branch` takes any part of a batch."""
         if not self.training or self.rate == 0:
-            return _add(identity, branch(x))
+            return identity + branch(x)
         batch, keep = x.shape[0], 1 - self.rate
         num_kept, left = divmod(round(batch * keep, 6), 1)
         num_kept = int(num_kept)
@@ -136,13 +164,6 @@ class DropPath(nn.Module):
         return f"rate={self.rate:.3f}"
 
 
-def _add(identity: Tensor, out: Tensor) -> Tensor:
-    # No branch ends in an operation that keeps its own result for the backward pass, so the sum may take its memory.
-    if out.requires_grad and identity.dtype == out.dtype and not torch.compiler.is_compiling():
-        return out.add_(identity)
-    return identity + out
-
-
 def run_block(block: nn.Module, *args: Any, checkpoint: bool) -> Any:
     """block(*args); with `checkpoint`, what it computes is not kept for the backward pass but computed a second time.
 
@@ -151,7 +172,7 @@ def run_block(block: nn.Module, *args: Any, checkpoint: bool) -> Any:
     """
     if not checkpoint:
         return block(*args)
-    norms = [module for module in block.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
     if not norms:
         return torch.utils.checkpoint.checkpoint(block, *args, use_reentrant=False)
     if torch.compiler.is_compiling():

@@ -18,8 +18,10 @@ from vitlight.models.layers import (
     check_choice,
     check_images,
     check_positive,
+    check_positive_items,
     check_rate,
     check_stages,
+    check_switch,
     drop_path_ramp,
     run_block,
     zero_head,
@@ -56,13 +58,14 @@ class ResNetConfig:
 
     def __post_init__(self) -> None:
         check_stages(depths=self.depths, widths=self.widths, strides=self.strides)
-        check_positive(depths=self.depths, widths=self.widths, strides=self.strides)
+        check_positive_items(depths=self.depths, widths=self.widths, strides=self.strides)
         check_positive(stem_width=self.stem_width, stem_stride=self.stem_stride, image_size=self.image_size)
         check_positive(in_channels=self.in_channels, num_classes=self.num_classes)
         check_rate(drop_path_rate=self.drop_path_rate)
         check_choice(get_args(BlockType), block_type=self.block_type)
         check_choice(get_args(Stem), stem=self.stem)
         check_positive(bottleneck_factor=self.bottleneck_factor)
+        check_switch(zero_init_residual=self.zero_init_residual)
         if self.block_type == "basic" and self.bottleneck_factor != 1:
             raise InputError(
                 f"bottleneck_factor={self.bottleneck_factor} has no meaning with block_type='basic'; set it to 1"

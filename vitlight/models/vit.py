@@ -73,8 +73,8 @@ class Block(nn.Module):
         self.mlp = Mlp(width, config.mlp_dim, config.dropout_rate, config.gelu)
         self.scaled = config.layer_scale is not None
         if config.layer_scale is not None:
-            self.scale1 = nn.Parameter(torch.full((width,), config.layer_scale))
-            self.scale2 = nn.Parameter(torch.full((width,), config.layer_scale))
+            self.scale1 = nn.Parameter(torch.full((width,), float(config.layer_scale)))
+            self.scale2 = nn.Parameter(torch.full((width,), float(config.layer_scale)))
         self.dropout = nn.Dropout(config.dropout_rate)
         self.drop_path = DropPath(drop_path_rate)
 

@@ -1,13 +1,12 @@
 """What defines a ViT or a hybrid, and the sizes of the papers by name."""
 
-import math
 import re
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
 from vitlight.errors import InputError
 from vitlight.models.hybrid import HYBRIDS, HybridStem
-from vitlight.models.layers import Gelu, check_choice, check_positive, check_rate
+from vitlight.models.layers import Gelu, check_above_zero, check_choice, check_positive, check_rate, check_switch
 
 __all__ = ["LADDER", "PUBLISHED", "SIZES", "NormPosition", "Pool", "PositionEmbedding", "ViTConfig", "resolve"]
 
@@ -65,19 +64,15 @@ class ViTConfig:
         check_choice(get_args(PositionEmbedding), posemb=self.posemb)
         check_choice(get_args(NormPosition), norm_position=self.norm_position)
         check_choice(get_args(Gelu), gelu=self.gelu)
-        check_choice((None, True, False), class_token=self.class_token)
-        switches = ("posemb_on_class_token", "qk_norm", "fp32_softmax", "representation_layer")
-        check_choice((True, False), **{name: getattr(self, name) for name in switches})
-        if not isinstance(self.num_registers, int) or self.num_registers < 0:
-            raise InputError(f"num_registers={self.num_registers!r} must be a whole number of at least 0")
-        scale = 1.0 if self.layer_scale is None else self.layer_scale
-        for name, value in (
-            ("norm_eps", self.norm_eps),
-            ("backbone_norm_eps", self.backbone_norm_eps),
-            ("layer_scale", scale),
-        ):
-            if not isinstance(value, int | float) or not 0 < value < math.inf:
-                raise InputError(f"{name}={value!r} must be a number above 0")
+        check_switch(posemb_on_class_token=self.posemb_on_class_token, representation_layer=self.representation_layer)
+        check_switch(qk_norm=self.qk_norm, fp32_softmax=self.fp32_softmax)
+        if self.class_token is not None:
+            check_switch(class_token=self.class_token)
+        if self.num_registers != 0:
+            check_positive(num_registers=self.num_registers)
+        check_above_zero(norm_eps=self.norm_eps, backbone_norm_eps=self.backbone_norm_eps)
+        if self.layer_scale is not None:
+            check_above_zero(layer_scale=self.layer_scale)
         if self.backbone is not None and not isinstance(self.backbone, HybridStem):
             raise InputError(f"backbone={self.backbone!r} must be a HybridStem or None")
         if self.pool == "cls" and self.class_token is False:

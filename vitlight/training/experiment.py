@@ -50,6 +50,7 @@ _DERIVED = {
     "limit_predict_batches": "data.test",
 }
 _GROUPS = ("model", "data", "run", "trainer")
+_MODEL_FROM_DATA = {"image_size": "data.image_size", "num_classes": "data.num_classes", "in_channels": "data.channels"}
 _MAX_SEED = 2**32 - 1  # NumPy's
 
 
@@ -187,6 +188,8 @@ class ExperimentCLI(LightningCLI):
     def build_model_settings(self) -> dict[str, Any]:
         """Arguments of ImageClassifier, checked."""
         settings = dict(vars(self.settings.model))
+        for name in _MODEL_FROM_DATA.keys() & (settings["model_options"] or {}).keys():
+            raise InputError(f"model.model_options has {name}, which follows from {_MODEL_FROM_DATA[name]}; set that")
         settings["duration"] = Duration(**vars(settings["duration"]))
         settings["optimizer"] = AdamW(**vars(settings["optimizer"]))
         settings["schedule"] = WarmupCosine(**vars(settings["schedule"]))
