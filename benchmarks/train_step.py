@@ -48,10 +48,10 @@ class Case:
 CASES = (
     Case("vit_s16", "vit_small_patch16_224", 16),
     Case("vit_b16", "vit_base_patch16_224", 8),
-    Case("vit_l16", "vit_large_patch16_224", 16, drop_path_rate=0.5),
+    Case("vit_l16", "vit_large_patch16_224", 8, drop_path_rate=0.5),
     Case("coatnet_0", "coatnet_0_224", 16, like_timm=True),
     Case("coatnet_2", "coatnet_2_224", 8, like_timm=True),
-    Case("coatnet_2", "coatnet_2_224", 16, drop_path_rate=0.5, like_timm=True),
+    Case("coatnet_2", "coatnet_2_224", 8, drop_path_rate=0.5, like_timm=True),
     Case("resnet50", "resnet50", 16),
     Case("bit_r50x1", "resnetv2_50x1_bit", 16),
 )

@@ -122,6 +122,16 @@ def test_largest_batch(device_type: str) -> None:
     )
     assert fitting <= limit < too_large
     assert largest_batch("resnet_nano1", 32, 2**20, device_type=device_type) == 0
+    one, two = (estimate_memory("vit_nano1", 32, size, device_type=device_type).peak_bytes for size in (1, 2))
+    assert one < two
+    assert largest_batch("vit_nano1", 32, one, device_type=device_type) == 1
+
+
+def test_batch_norm_of_one_value_a_channel() -> None:
+    with pytest.raises(InputError, match="batch_size=1 at image_size=8 leaves a batch norm one value a channel"):
+        estimate_memory("resnet_nano1", 8, 1)
+    limit = estimate_memory("resnet_nano1", 8, 2).peak_bytes
+    assert largest_batch("resnet_nano1", 8, limit) == 2
 
 
 @pytest.mark.parametrize(
@@ -130,7 +140,10 @@ def test_largest_batch(device_type: str) -> None:
         ({"precision": "8"}, "precision='8' is not one of 32, "),
         ({"optimizer": "lamb"}, "optimizer='lamb' is not one of adamw, sgd"),
         ({"device_type": "tpu"}, "device_type='tpu' is not one of cpu, cuda"),
-        ({"batch_size": 0}, "batch_size=0 is not at least 1"),
+        ({"batch_size": 0}, "batch_size=0 is not a whole number from 1 to 2147483647"),
+        ({"batch_size": 1.5}, "batch_size=1.5 is not a whole number"),
+        ({"batch_size": True}, "batch_size=True is not a whole number"),
+        ({"batch_size": 10**23}, "batch_size=1000+ is not a whole number"),
     ],
 )
 def test_bad_settings(settings: dict[str, object], message: str) -> None:

@@ -124,12 +124,10 @@ def _add_models_parser(commands: "argparse._SubParsersAction[_Parser]") -> None:
     models.add_argument("--depth", type=int, metavar="D", help="modules down to this depth only")
     models.add_argument("--memory", action="store_true", help="estimate what training ARCH takes")
     models.add_argument("--batch-size", type=int, metavar="N", help="images a step on one device")
-    models.add_argument(
-        "--precision", default="32", help="32, bf16-mixed, 16-mixed or bf16-true (default: %(default)s)"
-    )
-    models.add_argument("--optimizer", default="adamw", help="adamw or sgd (default: %(default)s)")
+    models.add_argument("--precision", help="32, bf16-mixed, 16-mixed or bf16-true (default: 32)")
+    models.add_argument("--optimizer", help="adamw or sgd (default: adamw)")
     models.add_argument("--checkpointing", action="store_true", help="with activation checkpointing by block")
-    models.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    models.add_argument("--device", help="cpu or cuda (default: cpu)")
     models.add_argument("--json", action="store_true", help="a JSON list of rows, or of ARCH one object")
     models.set_defaults(handler=_models)
 

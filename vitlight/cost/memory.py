@@ -22,6 +22,7 @@ _DTYPES: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
     "16-mixed": (torch.float32, torch.float16),
     "bf16-true": (torch.bfloat16, None),
 }
+_MOST_IMAGES = 2**31 - 1
 _NUM_STATES = {"adamw": 2, "sgd": 1}  # tensors a parameter: two moments; momentum
 
 
@@ -41,7 +42,8 @@ def estimate_memory(
     module on any device, which is left as it is. On "cuda", tensors are of GPU allocations (512 bytes at least),
     autocast is the GPU's, and attention is a fused kernel; torch.compile keeps less than is counted here.
 
-    Raises InputError for a precision, optimizer, device type or batch size that isn't one, and as `build_model`.
+    Raises InputError for a precision, optimizer, device type or batch size that isn't one, where a batch norm would see
+    one value a channel or a tensor is beyond what torch can address, and as `build_model`.
     """
     for name, value, options in (
         ("precision", precision, get_args(Precision)),
@@ -50,15 +52,30 @@ def estimate_memory(
     ):
         if value not in options:
             raise InputError(f"{name}={value!r} is not one of {', '.join(options)}")
-    if batch_size < 1:
-        raise InputError(f"batch_size={batch_size} is not at least 1")
+    if type(batch_size) is not int or not 1 <= batch_size <= _MOST_IMAGES:
+        raise InputError(f"batch_size={batch_size!r} is not a whole number from 1 to {_MOST_IMAGES}")
     module = build_on_meta(model, image_size) if isinstance(model, str) else model
     weight_dtype, autocast_dtype = _DTYPES[precision]
-    image_shape = tuple(meta_image(module, image_size, batch_size=batch_size).shape)
     num_states = _NUM_STATES[optimizer]
-    return trace_step(
-        module, image_shape, num_states, weight_dtype, autocast_dtype, activation_checkpointing, device_type
-    )
+    try:
+        image_shape = tuple(meta_image(module, image_size, batch_size=batch_size).shape)
+        return trace_step(
+            module, image_shape, num_states, weight_dtype, autocast_dtype, activation_checkpointing, device_type
+        )
+    except RuntimeError as error:
+        if "Storage size calculation overflowed" not in str(error):
+            raise
+        raise InputError(
+            f"batch_size={batch_size} at image_size={image_size} makes a tensor of more than 2**63 bytes; "
+            "it needs a smaller batch_size or image_size"
+        ) from error
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise InputError(
+            f"batch_size={batch_size} at image_size={image_size} leaves a batch norm one value a channel, "
+            "of which it can't train; it needs a larger batch_size or image_size"
+        ) from error
 
 
 def largest_batch(
@@ -82,9 +99,9 @@ def largest_batch(
         )
         return estimate.peak_bytes <= memory_bytes
 
-    if not fits(1):
-        return 0
-    most, too_many = 1, 2
+    if not fits(2):  # asked first: of one image, a batch norm over 1 x 1 positions can't train
+        return int(fits(1))
+    most, too_many = 2, 4
     while fits(too_many):
         most, too_many = too_many, 2 * too_many
     while too_many - most > 1:

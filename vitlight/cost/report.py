@@ -16,6 +16,7 @@ from vitlight.cost.modules import group_table, module_table
 from vitlight.cost.trace import build_on_meta
 from vitlight.errors import InputError
 from vitlight.models import default_image_size
+from vitlight.models.options import read_options
 
 __all__ = ["report_models"]
 
@@ -23,20 +24,39 @@ _CONVENTION = (
     "MACs are multiply-adds of one image's forward pass, products and convolutions only; a FLOP is half a MAC."
 )
 _MIB = 2**20
+_LARGEST_SIDE = 2**15
+_MEMORY_DEFAULTS = {"precision": "32", "optimizer": "adamw", "device": "cpu"}
 
 
 def report_models(args: argparse.Namespace) -> int:
     """All listed architectures, or one in detail; returns the exit code. InputError for arguments that don't fit."""
-    if args.image_size is not None and args.image_size < 1:
-        raise InputError(f"--image-size={args.image_size} is not at least 1")
+    if args.image_size is not None and not 1 <= args.image_size <= _LARGEST_SIDE:
+        raise InputError(f"--image-size={args.image_size} is not from 1 to {_LARGEST_SIDE} pixels")
+    _check_together(args)
     if args.arch is None:
-        for flag in ("modules", "memory", "option"):
-            if getattr(args, flag):
-                raise InputError(f"--{flag} is about one architecture; name it: vitlight models ARCH --{flag}")
         _report_all(args)
     else:
         _report_one(args)
     return 0
+
+
+def _check_together(args: argparse.Namespace) -> None:
+    """InputError for an argument that would say nothing beside the others."""
+    if args.arch is None:
+        for flag in ("modules", "memory", "option"):
+            if getattr(args, flag):
+                raise InputError(f"--{flag} is about one architecture; name it: vitlight models ARCH --{flag}")
+    elif args.family is not None:
+        raise InputError(f"--family={args.family} chooses from the list of all; leave it out beside ARCH={args.arch}")
+    if args.depth is not None:
+        if not args.modules:
+            raise InputError(f"--depth={args.depth} is about the rows of --modules; give that, too")
+        if args.depth < 1:
+            raise InputError(f"--depth={args.depth} is not at least 1")
+    if not args.memory:
+        for flag in ("batch_size", "precision", "optimizer", "checkpointing", "device"):
+            if getattr(args, flag) not in (None, False):
+                raise InputError(f"--{flag.replace('_', '-')} is about the estimate of --memory; give that, too")
 
 
 def _report_all(args: argparse.Namespace) -> None:
@@ -62,7 +82,7 @@ def _report_all(args: argparse.Namespace) -> None:
 
 def _report_one(args: argparse.Namespace) -> None:
     image_size = default_image_size(args.arch) if args.image_size is None else args.image_size
-    model = build_on_meta(args.arch, image_size, **_options(args.option))
+    model = build_on_meta(args.arch, image_size, **_options(args.option or ()))
     memory = _memory(args, model, image_size) if args.memory else None
     groups, modules = group_table(model, image_size), module_table(model, image_size)
     if args.depth is not None:
@@ -109,11 +129,16 @@ def _memory(args: argparse.Namespace, model: nn.Module, image_size: int) -> Memo
         model,
         image_size,
         args.batch_size,
-        cast(Precision, args.precision),
-        cast(Optimizer, args.optimizer),
+        cast(Precision, _setting(args, "precision")),
+        cast(Optimizer, _setting(args, "optimizer")),
         args.checkpointing,
-        cast(DeviceType, args.device),
+        cast(DeviceType, _setting(args, "device")),
     )
+
+
+def _setting(args: argparse.Namespace, name: str) -> str:
+    given: str | None = getattr(args, name)
+    return _MEMORY_DEFAULTS[name] if given is None else given
 
 
 def _print_memory(args: argparse.Namespace, memory: MemoryEstimate) -> None:
@@ -124,21 +149,16 @@ def _print_memory(args: argparse.Namespace, memory: MemoryEstimate) -> None:
         if name != "peak_phase"
     ]
     checkpointing = "activation checkpointing" if args.checkpointing else "no activation checkpointing"
-    setting = f"on {args.device} at batch size {args.batch_size}, {args.precision}, {args.optimizer}, {checkpointing}"
+    device, precision, optimizer = (_setting(args, name) for name in ("device", "precision", "optimizer"))
+    setting = f"on {device} at batch size {args.batch_size}, {precision}, {optimizer}, {checkpointing}"
     caption = f"Tensors {setting}; the process itself and workspaces of kernels are not counted."
     _print(("training memory", "[MiB]"), rows, caption=caption)
 
 
-def _options(pairs: Sequence[str] | None) -> dict[str, Any]:
-    """key=value pairs, values as YAML reads them."""
-    import yaml
-
-    options = {}
-    for pair in pairs or ():
-        name, equals, value = pair.partition("=")
-        if not equals or not name:
-            raise InputError(f"--option={pair!r} is not of the form key=value")
-        options[name] = yaml.safe_load(value)
+def _options(pairs: Sequence[str]) -> dict[str, Any]:
+    options = read_options(pairs, elsewhere=("image_size",))
+    if "arch" in options:
+        raise InputError(f"--option arch={options['arch']} is no setting; ARCH itself names the architecture")
     return options
 
 
