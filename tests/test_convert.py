@@ -1,5 +1,6 @@
 """`vitlight convert`: any layout to any other, sizes read off the tensors, and what it refuses."""
 
+import json
 import math
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from tests.models.layouts.test_google import assert_same_weights, randomised
 from vitlight.cli import main
 from vitlight.models import build_model
+from vitlight.models.coatnet import TIMM_OPTIONS
 from vitlight.models.weights import load_weights, save_weights
 
 WIDTHS = {"width": 64, "depth": 2, "num_heads": 2, "mlp_dim": 128, "patch_size": 8}
@@ -119,6 +121,22 @@ def test_a_layout_that_has_no_such_model(tmp_path, capsys):
     assert convert(tmp_path, "c.safetensors", "w.npz", "--arch", "coatnet_nano1") == 2
     assert "layout 'google' has ViT, hybrid and BiT models, and no CoAtNet" in capsys.readouterr().err
     assert not (tmp_path / "w.npz").exists()
+
+
+def test_a_coatnet_that_is_none_of_timms_is_noted(tmp_path, capsys):
+    shape = {"widths": [8, 8, 16, 16, 32], "depths": [2, 1, 1, 1, 1], "head_dim": 8}
+    for se_activation in ("silu", "gelu"):
+        options = shape | TIMM_OPTIONS | {"se_activation": se_activation}
+        save_weights(build_model("coatnet_0", num_classes=5, image_size=64, **options), tmp_path / "c.safetensors")
+        pairs = [part for name, value in options.items() for part in ("--option", f"{name}={json.dumps(value)}")]
+        args = ["--arch", "coatnet_0", *pairs, "--to", "timm"]
+        assert convert(tmp_path, "c.safetensors", "w.safetensors", *args) == 0
+        said = capsys.readouterr().err
+        if se_activation == "silu":
+            assert said == ""
+        else:
+            assert len(said.splitlines()) == 1
+            assert "they have se_activation='silu' (not 'gelu');" in said
 
 
 def test_a_source_that_is_not_there(tmp_path, capsys):

@@ -1,8 +1,8 @@
 """`vitlight convert`: weights from one project's files to another's, checked tensor by tensor."""
 
 import argparse
-import json
 import math
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,7 @@ def add_convert_parser(subparsers: Any) -> None:
 
 def _convert(args: argparse.Namespace) -> int:
     from vitlight.models import build_model
+    from vitlight.models.options import read_options
     from vitlight.models.weight_files import write_state
     from vitlight.models.weights import convert_state, find_layout, load_weights, read_state
 
@@ -59,7 +60,7 @@ def _convert(args: argparse.Namespace) -> int:
     for name, value in given.items():
         if value < 1:
             raise InputError(f"--{name.replace('_', '-')}={value} is not at least 1")
-    options = dict(_option(text) for text in args.options)
+    options = read_options(args.options, elsewhere=_SIZES)
     target_layout = args.target_layout or ("google" if args.target.suffix == ".npz" else "vitlight")
     state = read_state(args.source)
     layout = find_layout(state, args.source_layout)
@@ -70,27 +71,25 @@ def _convert(args: argparse.Namespace) -> int:
     except InputError as error:
         where = " (on the command line: --fresh-head)" if "head='fresh'" in str(error) else ""
         raise InputError(f"{args.source}: {error}{where}") from error
-    try:
-        write_state(convert_state(model, target_layout), args.target)
-    except OSError as error:
-        raise InputError(f"{args.target} can't be written: {error.strerror or error}") from error
+    write_state(convert_state(model, target_layout), args.target)
+    if target_layout == "timm" and (unlike := _unlike_timm(model)):
+        print(
+            f"vitlight: note: timm's coatnet_N_224 are other networks than {args.target}, they have {', '.join(unlike)}; "
+            "configure timm's model as ours",
+            file=sys.stderr,
+        )
     print(f"{args.source} ({report.layout}): {_summary(args.arch, model, report)} -> {args.target} ({target_layout})")
     return 0
 
 
-def _option(text: str) -> tuple[str, Any]:
-    """`key=value`, the value as JSON where it is that, else as text: pool=gap, layer_scale=1e-5, qk_norm=true."""
-    key, equals, value = text.partition("=")
-    if not key or not equals:
-        raise InputError(f"--option {text} is not KEY=VALUE")
-    if key in _SIZES:
-        raise InputError(f"--option {text} has an option of its own: --{key.replace('_', '-')} {value}")
-    if value.lower() in ("true", "false"):
-        return key, value.lower() == "true"
-    try:
-        return key, json.loads(value)
-    except ValueError:
-        return key, value
+def _unlike_timm(model: "nn.Module") -> list[str]:
+    """For a CoAtNet, what timm's named ones have otherwise, a field each; empty for other models."""
+    from vitlight.models.coatnet import TIMM_OPTIONS, CoAtNet
+
+    if not isinstance(model, CoAtNet):
+        return []
+    pairs = ((name, theirs, getattr(model.config, name)) for name, theirs in TIMM_OPTIONS.items())
+    return [f"{name}={theirs!r} (not {ours!r})" for name, theirs, ours in pairs if ours != theirs]
 
 
 def _sizes_in(state: "dict[str, Tensor]", layout: "Layout", arch: str, options: dict[str, Any]) -> dict[str, int]:

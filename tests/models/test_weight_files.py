@@ -1,4 +1,5 @@
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,19 @@ def test_files_that_can_not_be_read(tmp_path: Path, capsys: pytest.CaptureFixtur
     fails(tmp_path / "mixed.pt", "'epoch', which is no tensor")
     torch.save({}, tmp_path / "empty.pt")
     fails(tmp_path / "empty.pt", "holds nothing")
+    torch.save({"state_dict": {0: torch.zeros(1)}}, tmp_path / "numbered.pt")
+    fails(tmp_path / "numbered.pt", "holds a tensor under 0, which is no name")
+    with (tmp_path / "array.npz").open("wb") as file:
+        np.save(file, np.zeros(3))
+    fails(tmp_path / "array.npz", r"array\.npz are one array without a name")
+    for array, dtype in ((np.array(["x"]), "<U1"), (np.zeros(2, "V4"), r"\|V4"), (np.zeros(2, ">f4"), ">f4")):
+        np.savez(tmp_path / "odd.npz", fine=np.zeros(1), odd=array)
+        fails(tmp_path / "odd.npz", f"hold 'odd' of NumPy's dtype {dtype}, which torch has not")
+    with zipfile.ZipFile(tmp_path / "text.npz", "w") as archive:
+        archive.writestr("readme.txt", "text")
+    fails(tmp_path / "text.npz", r"hold 'readme\.txt' of NumPy's dtype \|S4")
+    nothing: Any = None
+    fails(nothing, "weights given are of type NoneType, neither a path")
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -125,6 +139,10 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         save_weights(vit(), tmp_path / "w.ckpt")
     with pytest.raises(InputError, match="there is no folder"):
         save_weights(vit(), tmp_path / "none" / "w.pt")
+    (tmp_path / "folder.pt").mkdir()
+    with pytest.raises(InputError, match=r"folder\.pt can't be written: Is a directory"):
+        save_weights(vit(), tmp_path / "folder.pt")
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "folder.pt", path]
 
 
 def test_a_state_dict_is_read_without_copying() -> None:

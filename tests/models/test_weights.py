@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.interpolate import RegularGridInterpolator
-from torch import nn
+from torch import Tensor, nn
 
 from tests.models.small_models import VIT, State, bit, coatnet, copied, resnet, same_numbers, vit
 from tests.reference_libraries import reference
@@ -99,6 +99,52 @@ def test_what_does_not_fit_is_named_in_one_line_and_changes_nothing(
         load_weights(model, state, layout)
     assert "\n" not in str(error.value)
     assert same_numbers(model.state_dict(), before)
+
+
+@pytest.mark.parametrize(
+    ("build", "name", "change", "told"),
+    [
+        (vit, "head.weight", lambda t: t.to("meta"), "'head.weight', which is on the meta device"),
+        (vit, "head.weight", lambda t: t.to_sparse(), "'head.weight', which is a tensor of layout torch.sparse_coo"),
+        (vit, "head.weight", lambda t: t.int(), "head.weight is torch.int32 in the weights, and a floating dtype"),
+        (vit, "head.bias", lambda t: t.bool(), "head.bias is torch.bool"),
+        (vit, "head.bias", lambda t: t.to(torch.complex64), "head.bias is torch.complex64"),
+        (resnet, "stem.1.num_batches_tracked", lambda t: t.float(), "is torch.float32 in the weights, and an integer"),
+        (resnet, "stem.1.num_batches_tracked", lambda t: t.bool(), "is torch.bool in the weights, and an integer"),
+        (
+            vit,
+            "head.weight",
+            lambda t: t[0, 0],
+            r"head.weight is \(\) in the weights and \(5, 16\) in the model; is this",
+        ),
+        (vit, "head.bias", lambda t: t[0], r"head.bias is \(\) in the weights and \(5,\) in the model; is this"),
+    ],
+)
+def test_a_tensor_of_another_kind_is_named_and_changes_nothing(
+    build: Build, name: str, change: Callable[[Tensor], Tensor], told: str
+) -> None:
+    model = build(seed=1)
+    before = copied(model)
+    state = copied(build(seed=0))
+    with pytest.raises(InputError, match=told):
+        load_weights(model, state | {name: change(state[name])})
+    assert same_numbers(model.state_dict(), before)
+
+
+def test_a_counter_may_be_any_integer() -> None:
+    state = copied(resnet())
+    name = "stem.1.num_batches_tracked"
+    model = resnet(seed=1)
+    load_weights(model, state | {name: state[name].to(torch.int32)})
+    assert same_numbers(model.state_dict(), state)
+
+
+@pytest.mark.filterwarnings("ignore:.*quantized tensor creation functions.*deprecated")
+def test_a_quantised_tensor_is_named() -> None:
+    state = copied(vit())
+    quantised = torch._empty_affine_quantized([5, 16], scale=1.0, zero_point=0, dtype=torch.qint8)
+    with pytest.raises(InputError, match=r"'head\.weight', which is quantised \(torch\.qint8\)"):
+        load_weights(vit(seed=1), state | {"head.weight": quantised})
 
 
 def test_the_whole_of_another_arch_is_counted() -> None:
@@ -202,6 +248,7 @@ def test_weights_are_cast_to_the_dtype_of_the_model(tmp_path: Path) -> None:
         (lambda: coatnet(norm_position="before_pool"), "norm_position='before_pool'"),
         (lambda: bit(num_groups=16), "num_groups=16"),
         (lambda: vit(num_registers=2), "posemb_on_class_token=True"),
+        (lambda: vit(representation_layer=True), "representation_layer=True: timm 1.0.31 has no such layer"),
     ],
 )
 def test_what_timm_can_not_express_is_named(model: Callable[[], nn.Module], told: str) -> None:
@@ -224,6 +271,24 @@ def test_a_timm_model_has_timms_names_and_its_own_head(name: str, head: str) -> 
     again = build_model(f"timm:{name}", num_classes=5, image_size=32)
     assert load_weights(again, model.state_dict()).layout == "vitlight"
     assert same_numbers(again.state_dict(), model.state_dict())
+
+
+def test_a_timm_model_is_not_resized() -> None:
+    reference("timm")
+    options = {"embed_dim": 32, "depth": 1, "num_heads": 2}
+    small, large = (
+        build_model("timm:vit_tiny_patch16_224", num_classes=5, image_size=size, options=options) for size in (32, 48)
+    )
+    with pytest.raises(InputError, match=r"pos_embed is \(1, 5, 32\).*a timm: model is not resized"):
+        load_weights(large, small.state_dict())
+
+
+def test_an_old_representation_layer_of_timm_is_read() -> None:
+    model, read = vit(representation_layer=True), vit(seed=1, representation_layer=True)
+    old = convert_state(vit(), "timm")
+    old |= {f"pre_logits.fc.{leaf}": model.state_dict()[f"representation.{leaf}"] for leaf in ("weight", "bias")}
+    load_weights(read, old)
+    assert torch.equal(read.state_dict()["representation.weight"], old["pre_logits.fc.weight"])
 
 
 def test_a_model_on_the_meta_device_is_refused() -> None:

@@ -31,6 +31,10 @@ def read_state(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
     """
     if isinstance(source, Mapping):
         return _unwrapped(source, "the state dict")
+    if not isinstance(source, str | os.PathLike):
+        raise InputError(
+            f"the weights given are of type {type(source).__name__}, neither a path nor a name nor a dict of tensors"
+        )
     path = fetch_weights(source) if isinstance(source, str) and is_remote(source) else Path(source)
     if path.is_dir():
         raise InputError(f"weights {path} is a folder; name the file in it, one of {', '.join(_READ)}")
@@ -56,15 +60,25 @@ def _read(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return _unwrapped(safetensors.torch.load_file(path), str(path))
     if path.suffix == ".npz":
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: _from_numpy(arrays[name]) for name in arrays.files}
+        with path.open("rb") as file:
+            arrays = np.load(file, allow_pickle=False)
+            if not isinstance(arrays, np.lib.npyio.NpzFile):
+                raise InputError(f"weights {path} are one array without a name, a .npy; write them with numpy.savez")
+            with arrays:
+                return _unwrapped({name: _from_numpy(arrays[name], name, path) for name in arrays.files}, str(path))
     return _unwrapped(torch.load(path, map_location="cpu", weights_only=True), str(path))
 
 
-def _from_numpy(array: np.ndarray) -> Tensor:
+def _from_numpy(member: np.ndarray | bytes, name: str, path: Path) -> Tensor:
+    array = np.asarray(member)  # bytes where the archive has a file that is no array
     if array.dtype == np.dtype("V2"):  # how NumPy reads a bfloat16 that JAX wrote
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
+    try:
+        return torch.from_numpy(array)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"weights {path} hold {name!r} of NumPy's dtype {array.dtype.str}, which torch has not"
+        ) from error
 
 
 def _unwrapped(loaded: Any, shown: str) -> dict[str, Tensor]:
@@ -76,20 +90,37 @@ def _unwrapped(loaded: Any, shown: str) -> dict[str, Tensor]:
         if isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
             break
+    if no_names := [name for name in loaded if not isinstance(name, str)]:
+        raise InputError(f"{shown} holds a tensor under {no_names[0]!r}, which is no name; names are strings")
     state = {name.replace("_orig_mod.", ""): tensor for name, tensor in loaded.items()}
     if state and all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     if is_lightning and any(name.startswith("model.") for name in state):
         state = {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}
-    others = [name for name, tensor in state.items() if not isinstance(tensor, Tensor)]
-    if others or not state:
-        found = f"{others[0]!r}, which is no tensor" if others else "nothing"
-        raise InputError(f"{shown} holds {found}; weights are tensors by name, bare or under 'state_dict' or 'model'")
+    faults = (f"{name!r}, which {fault}" for name, tensor in state.items() if (fault := _fault(tensor)))
+    found = next(faults, None if state else "nothing")
+    if found is not None:
+        raise InputError(
+            f"{shown} holds {found}; weights are dense tensors by name, bare or under 'state_dict' or 'model'"
+        )
     return state
 
 
+def _fault(tensor: Any) -> str | None:
+    if not isinstance(tensor, Tensor):
+        return "is no tensor"
+    if tensor.is_meta:
+        return "is on the meta device, which holds no numbers"
+    if tensor.layout != torch.strided:
+        return f"is a tensor of layout {tensor.layout}"
+    return f"is quantised ({tensor.dtype})" if tensor.is_quantized else None
+
+
 def write_state(state: Mapping[str, Tensor], path: str | Path) -> None:
-    """Write tensors to a file, whole or not at all; its suffix, .safetensors, .npz, .pt or .pth, says how."""
+    """Write tensors to a file, whole or not at all; its suffix, .safetensors, .npz, .pt or .pth, says how.
+
+    InputError for another suffix, and for a file that can't be written.
+    """
     path = Path(path)
     if path.suffix not in _WRITTEN:
         raise InputError(f"weights {path} end in {path.suffix!r}; what can be written ends in {', '.join(_WRITTEN)}")
@@ -108,6 +139,8 @@ def write_state(state: Mapping[str, Tensor], path: str | Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
+    except OSError as error:
+        raise InputError(f"weights {path} can't be written: {error.strerror or error}") from error
     finally:
         beside.unlink(missing_ok=True)
 

@@ -19,7 +19,7 @@ from vitlight.models.external import TimmModel
 from vitlight.models.layers import check_choice
 from vitlight.models.layouts import LAYOUTS, Layout
 from vitlight.models.layouts.entry import Entry
-from vitlight.models.layouts.fit import check_names, fitted, misfit_message
+from vitlight.models.layouts.fit import check_dtypes, check_names, fitted, misfit_message
 from vitlight.models.layouts.resize import Grids
 from vitlight.models.weight_files import read_state, write_state
 
@@ -88,6 +88,7 @@ def load_weights(
     left_out = {name for entry in fresh for name in entry.theirs}
     ignored = [name for name in state if any(re.fullmatch(p, name) for p in getattr(chosen, "ignored", ()))]
     check_names(chosen.NAME, entries, [name for name in state if name not in left_out and name not in ignored])
+    check_dtypes(entries, state, ours)
 
     loaded: dict[str, Tensor] = {}
     resized: dict[str, Grids] = {}

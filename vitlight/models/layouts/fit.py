@@ -3,13 +3,14 @@
 import re
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from vitlight.errors import InputError
 from vitlight.models.layouts.entry import Entry
 from vitlight.models.layouts.resize import Grids, can_be_resized, resize
 
-__all__ = ["check_names", "fitted", "misfit_message"]
+__all__ = ["check_dtypes", "check_names", "fitted", "misfit_message"]
 
 # The setting that decides whether a model has a tensor, by its name in any layout; the first that fits is told.
 _SETTINGS = (
@@ -52,6 +53,18 @@ def check_names(layout: str, entries: Sequence[Entry], names: Sequence[str]) -> 
         parts.append(f"hold {_listed(extra)}, which the model has no place for")
     settings = list(dict.fromkeys(_setting(name) for name in (missing[:3] + extra[:3])))
     raise InputError(f"the weights (layout {layout!r}) {' and '.join(parts)}; see {', '.join(settings)}")
+
+
+def check_dtypes(entries: Sequence[Entry], state: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
+    """InputError unless our real tensors come from real ones, and our counters (num_batches_tracked) from integers."""
+    for entry in entries:
+        is_counter = any(not ours[name].is_floating_point() for name in entry.ours)
+        for name in entry.theirs:
+            dtype = state[name].dtype
+            is_integer = not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
+            if not (is_integer if is_counter else dtype.is_floating_point):
+                kind = "an integer" if is_counter else "a floating"
+                raise InputError(f"{name} is {dtype} in the weights, and {kind} dtype in the model; convert it first")
 
 
 def fitted(entry: Entry, theirs: list[Tensor], ours: Mapping[str, Tensor]) -> list[tuple[Tensor, Grids | None]] | None:
@@ -102,6 +115,11 @@ def misfit_message(
 
 def _cause(entry: Entry, theirs: list[Tensor], ours: Mapping[str, Tensor], heads: tuple[str, ...]) -> str:
     name = entry.ours[0]
+    if re.match(r"network\..*(pos_embed|relative_position|rel_pos)", name):
+        return "a timm: model is not resized to another resolution: build it with image_size as in the weights"
+    question = "is this the arch, with its patch size, that the weights were made for?"
+    if [tensor.ndim for tensor in theirs] != [len(shape) for shape in _expected(entry, ours)]:
+        return question
     if name.startswith(heads):
         num_classes, wanted = len(entry.to_ours(theirs)[0]), len(ours[name])
         if num_classes != wanted:
@@ -109,10 +127,10 @@ def _cause(entry: Entry, theirs: list[Tensor], ours: Mapping[str, Tensor], heads
                 f"the weights have {num_classes} classes and the model num_classes={wanted}: build it with "
                 "num_classes as in the weights, or load_weights(..., head='fresh') leaves its own head as it is"
             )
-    if name in ("patch_embed.weight", "stem.0.weight", "backbone.stem.weight") and theirs[0].ndim == 4:
+    if name in ("patch_embed.weight", "stem.0.weight", "backbone.stem.weight"):
         in_channels, wanted = entry.to_ours(theirs)[0].shape[1], ours[name].shape[1]
         if in_channels != wanted:
             return (
                 f"the weights have {in_channels} channels, build the model with in_channels={in_channels}, not {wanted}"
             )
-    return "is this the arch, with its patch size, that the weights were made for?"
+    return question

@@ -8,7 +8,7 @@ What neither a name nor a shape can show must be set alike on both sides:
 * timm's BiT standardises kernels with eps 1e-8 (`weight_eps`);
 * timm's CoAtNets have `coatnet.TIMM_OPTIONS`;
 * the GroupNorms of timm's hybrids have eps 1e-5 (`backbone_norm_eps`), ours 1e-6, like Google's, whose weights they are;
-* timm of today drops `pre_logits`, the representation layer of a ViT, when it loads a checkpoint.
+* timm of today has no `pre_logits`, the representation layer of a ViT: one can be read from older files, not written.
 """
 
 import math
@@ -28,7 +28,7 @@ from vitlight.models.layouts.entry import Entry, mapped, same
 from vitlight.models.resnet import ResNet
 from vitlight.models.vit import ViT, sincos2d
 
-__all__ = ["NAME", "entries", "ignored", "recognises"]
+__all__ = ["NAME", "check_writable", "entries", "ignored", "recognises"]
 
 NAME = "timm"
 
@@ -112,6 +112,12 @@ def entries(model: nn.Module) -> list[Entry]:
         case TimmModel():
             return [same(name, name.removeprefix("network.")) for name in model.state_dict()]
     raise InputError(f"layout='timm' has no names for {type(model).__name__}; use layout='vitlight'")
+
+
+def check_writable(model: nn.Module) -> None:
+    """InputError for a ViT with a representation layer, which timm of today drops when it loads a checkpoint."""
+    if isinstance(model, ViT) and model.config.representation_layer:
+        raise InputError("layout 'timm' can't be written with representation_layer=True: timm 1.0.31 has no such layer")
 
 
 def _renamed(name: str, renaming: Renaming) -> str:
