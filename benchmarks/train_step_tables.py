@@ -6,7 +6,7 @@ from typing import Any
 from tables import spread
 
 Entry = dict[str, Any]
-OURS, DEFAULT = "vitlight", "timm, as its script runs it"
+OURS, DEFAULT, MALLOC = "vitlight", "timm, as its script runs it", "vitlight's malloc"
 # Dense bfloat16 FLOP/s of a device, for MFU: NVIDIA's data sheets (H100 SXM and H200: 989.4e12).
 _PEAK_FLOPS = {"H100": 989.4e12, "H200": 989.4e12}
 
@@ -18,10 +18,12 @@ def ratios(entry: Entry, title: str) -> list[float]:
     return [theirs / own for theirs, own in zip(its, mine, strict=True)]
 
 
-def best_of_timm(entry: Entry) -> str:
-    """The fastest of timm's contenders by the median of its rounds."""
-    timm = {title: one for title, one in entry["contenders"].items() if not title.startswith(OURS)}
-    return min(timm, key=lambda title: median(timm[title]["seconds"]))
+def best_of_timm(entry: Entry, with_our_malloc: bool) -> str | None:
+    """The fastest of timm's contenders by the median of its rounds, among those with vitlight's setting of malloc or without."""
+    timm = [
+        title for title in entry["contenders"] if not title.startswith(OURS) and (MALLOC in title) == with_our_malloc
+    ]
+    return min(timm, key=lambda title: median(entry["contenders"][title]["seconds"]), default=None)
 
 
 def render(report: dict[str, Any]) -> str:
@@ -33,7 +35,10 @@ def render(report: dict[str, Any]) -> str:
         "",
         f"Meanwhile everything else on these cores used {busy} of a core.",
         "",
-        *_table("model | batch, px | dtype | mode | x timm as its script runs it | x timm's best | timm's best"),
+        *_table(
+            "model | batch, px | dtype | mode | x timm as its script runs it | x timm's best | x timm's best with vitlight's "
+            "malloc | timm's best"
+        ),
         *(_row(*_speed_cells(entry)) for entry in measured),
         "",
         *_table("model | dtype | mode | contender | ms a step | peak memory, MiB | MFU"),
@@ -53,13 +58,18 @@ def _row(*cells: Any) -> str:
 
 
 def _speed_cells(entry: Entry) -> tuple[Any, ...]:
-    best = best_of_timm(entry)
-    compared = [
-        spread(ratios(entry, title), "{:.2f}".format) for title in (DEFAULT, best) if title in entry["contenders"]
-    ]
-    default = compared[0] if len(compared) == 2 else "–"
-    sizes = f"{entry['batch_size']}, {entry['image_size']}"
-    return entry["title"], sizes, entry["dtype"], entry["mode"], default, compared[-1], best.removeprefix("timm, ")
+    default = DEFAULT if DEFAULT in entry["contenders"] else None
+    own, same = best_of_timm(entry, with_our_malloc=False), best_of_timm(entry, with_our_malloc=True)
+    compared = [spread(ratios(entry, title), "{:.2f}".format) if title else "–" for title in (default, own, same)]
+    setting = (own or same or "").removeprefix("timm, ")
+    return (
+        entry["title"],
+        f"{entry['batch_size']}, {entry['image_size']}",
+        entry["dtype"],
+        entry["mode"],
+        *compared,
+        setting,
+    )
 
 
 def _cost_cells(entry: Entry, title: str, peak_flops: float | None) -> tuple[Any, ...]:
