@@ -19,7 +19,7 @@ def ratios(entry: Entry, title: str) -> list[float]:
 
 
 def best_of_timm(entry: Entry, with_our_malloc: bool) -> str | None:
-    """The fastest of timm's contenders by the median of its rounds, among those with vitlight's setting of malloc or without."""
+    """The fastest of timm's contenders by the median of its rounds: of those with vitlight's malloc, or of those without."""
     timm = [
         title for title in entry["contenders"] if not title.startswith(OURS) and (MALLOC in title) == with_our_malloc
     ]
@@ -36,8 +36,8 @@ def render(report: dict[str, Any]) -> str:
         f"Meanwhile everything else on these cores used {busy} of a core.",
         "",
         *_table(
-            "model | batch, px | dtype | mode | x timm as its script runs it | x timm's best | x timm's best with vitlight's "
-            "malloc | timm's best"
+            "model | batch, px | dtype | mode | x timm as its script runs it | x timm's best | "
+            "x timm's best with vitlight's malloc | timm's best"
         ),
         *(_row(*_speed_cells(entry)) for entry in measured),
         "",
