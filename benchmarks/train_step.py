@@ -165,6 +165,9 @@ def measure(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", type=int, default=range(len(CASES)), help="by their number, from 0")
+    parser.add_argument(
+        "--contenders", nargs="+", type=int, help="eager ones by their number; each holds its own memory"
+    )
     parser.add_argument("--dtypes", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
     parser.add_argument("--modes", nargs="+", choices=("eager", "compiled"), default=["eager"])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -184,6 +187,8 @@ def main() -> None:
             eager: dict[str, Any] | None = None
             for mode in arguments.modes:
                 contenders = eager_contenders(arguments.device)
+                if arguments.contenders:
+                    contenders = [contenders[i] for i in sorted(arguments.contenders)]
                 if mode == "compiled":
                     contenders = compiled_contenders(eager, arguments.device)
                 result = measure(case, contenders, settings, arguments.rounds, arguments.seconds)
