@@ -84,7 +84,7 @@ def test_weight_eps_reaches_every_convolution() -> None:
     assert {convolution.eps for convolution in convolutions} == {1e-3}
     kernel = torch.tensor([-1e-2, 1e-2]).view(1, 2, 1, 1)  # of variance 1e-4
     torch.testing.assert_close(standardised(kernel, 1e-3), kernel / 1.1e-3**0.5)
-    with pytest.raises(InputError, match="weight_eps=0 must be above 0"):
+    with pytest.raises(InputError, match="weight_eps=0 must be a finite number above 0"):
         build_config("bit_r50x1", weight_eps=0)
 
 

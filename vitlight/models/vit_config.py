@@ -66,10 +66,10 @@ class ViTConfig:
         check_choice(get_args(Gelu), gelu=self.gelu)
         check_switch(posemb_on_class_token=self.posemb_on_class_token, representation_layer=self.representation_layer)
         check_switch(qk_norm=self.qk_norm, fp32_softmax=self.fp32_softmax)
-        if self.class_token is not None:
-            check_switch(class_token=self.class_token)
-        if self.num_registers != 0:
-            check_positive(num_registers=self.num_registers)
+        if self.class_token is not None and not isinstance(self.class_token, bool):
+            raise InputError(f"class_token={self.class_token!r} must be true, false or null")
+        if not isinstance(self.num_registers, int) or isinstance(self.num_registers, bool) or self.num_registers < 0:
+            raise InputError(f"num_registers={self.num_registers!r} must be a whole number of at least 0")
         check_above_zero(norm_eps=self.norm_eps, backbone_norm_eps=self.backbone_norm_eps)
         if self.layer_scale is not None:
             check_above_zero(layer_scale=self.layer_scale)
