@@ -44,8 +44,8 @@ class BlockOptions:
     se_activation: Activation
 
 
-def conv(width_in: int, width: int, kernel: int, stride: int = 1, groups: int = 1, bias: bool = True) -> nn.Conv2d:
-    layer = nn.Conv2d(width_in, width, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=bias)
+def conv(width_in: int, width: int, kernel: int, stride: int = 1, bias: bool = True) -> nn.Conv2d:
+    layer = nn.Conv2d(width_in, width, kernel, stride=stride, padding=kernel // 2, bias=bias)
     lecun_normal_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

@@ -286,7 +286,7 @@ def _written_out_is_faster(q: Tensor, bias: Tensor | None) -> bool:
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     logits = (q * q.shape[-1] ** -0.5) @ k.mT  # (B, heads, N, N)
     if bias is not None:
-        logits = logits + bias.to(logits.dtype) if torch.compiler.is_compiling() else logits.add_(bias.to(logits.dtype))
+        logits.add_(bias.to(logits.dtype))
     return logits.softmax(-1).to(v.dtype) @ v
 
 
