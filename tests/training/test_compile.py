@@ -58,6 +58,27 @@ def test_a_network_compiles_without_breaks_and_once_a_mode(network, checkpointin
     assert compiled == [True, False]
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler imports what torch has deprecated
+def test_the_compilers_kernels_in_bfloat16_give_the_eager_gradients(memory_format):
+    """Of widths that fill whole vectors: where two biases had the same gradient, torch 2.13's C++ for them didn't build."""
+    torch.manual_seed(0)
+    model = build_model("coatnet_nano1", num_classes=4, image_size=32).to(memory_format=memory_format)
+    torch.nn.init.normal_(model.head.weight)  # it starts at zero, and lets no gradient through
+    images = torch.randn(2, 3, 32, 32).contiguous(memory_format=memory_format)
+    gradients = []
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(images).float().square().mean()
+        loss.backward()
+        gradients.append(torch.cat([weight.grad.flatten() for weight in model.parameters()]))
+        model.zero_grad()
+        model.compile(fullgraph=True, dynamic=False)
+    assert counters["stats"]["unique_graphs"] == 1
+    eager, compiled = gradients
+    assert torch.linalg.norm(compiled - eager) < 0.1 * torch.linalg.norm(eager)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler imports what torch has deprecated
 def test_a_compiled_run_resumes_to_the_same_bits_and_its_weights_have_plain_names(fit_args, capfd):
     options = "{depth: 1, width: 16, mlp_dim: 32, drop_path_rate: 0.2}"

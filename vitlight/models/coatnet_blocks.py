@@ -165,7 +165,8 @@ class MBConv(nn.Module):
     def _project(self, x: Tensor, gates: Tensor) -> Tensor:
         """project(gates * x): (B, hidden, H, W) and (B, hidden) to (B, C, H, W)."""
         height, width = x.shape[2:]
-        if not self.training or height * width < 4 * self.project.out_channels:
+        small = height * width < 4 * self.project.out_channels
+        if not self.training or small or torch.compiler.is_compiling():  # compiled both are as fast
             return self.project(x * gates[:, :, None, None])
         # The gates scale each image's kernel instead of its map, which is larger: fewer bytes to move and to keep.
         kernels = self.project.weight.flatten(1) * gates[:, None]  # (B, C, hidden)
@@ -229,7 +230,7 @@ class TransformerBlock(nn.Module):
 
     def _attend(self, x: Tensor, bias: Tensor | None) -> Tensor:
         tokens = self._pooled(self.norm1(x)).flatten(1, 2)  # (B, N, D_in)
-        return self.attn(tokens, bias).unflatten(1, (self.grid, self.grid))
+        return self.attn(tokens, bias)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         return self.mlp(self.norm2(x))
@@ -237,8 +238,11 @@ class TransformerBlock(nn.Module):
     def forward(self, x: Tensor, displacements: Tensor) -> Tensor:
         """displacements: see the function of that name, for this block's grid."""
         bias = self.relative_bias(displacements)
-        x = self.drop_path(self.shortcut(self._pooled(x)), lambda part: self._attend(part, bias), x)
-        return self.drop_path(x, self._feed_forward, x)
+        # The shortcut's and the attention's projection get tensors of one shape and layout, so that torch.compile takes their
+        # biases' gradients for the one sum they are. As two sums in bfloat16 torch 2.13 writes C++ for them that doesn't build.
+        identity = self.shortcut(self._pooled(x).flatten(1, 2).contiguous())  # (B, N, D)
+        tokens = self.drop_path(identity, lambda part: self._attend(part, bias), x)
+        return self.drop_path(tokens, self._feed_forward, tokens).unflatten(1, (self.grid, self.grid))
 
 
 def displacements(grid: int) -> Tensor:
