@@ -238,8 +238,8 @@ class TransformerBlock(nn.Module):
     def forward(self, x: Tensor, displacements: Tensor) -> Tensor:
         """displacements: see the function of that name, for this block's grid."""
         bias = self.relative_bias(displacements)
-        # The shortcut's and the attention's projection get tensors of one shape and layout, so that torch.compile takes their
-        # biases' gradients for the one sum they are. As two sums in bfloat16 torch 2.13 writes C++ for them that doesn't build.
+        # Both projections, the shortcut's and attention's, get tensors of one shape and layout, so that torch.compile takes
+        # their biases' gradients for the one sum they are. For two in bfloat16 torch 2.13 writes C++ that doesn't build.
         identity = self.shortcut(self._pooled(x).flatten(1, 2).contiguous())  # (B, N, D)
         tokens = self.drop_path(identity, lambda part: self._attend(part, bias), x)
         return self.drop_path(tokens, self._feed_forward, tokens).unflatten(1, (self.grid, self.grid))
