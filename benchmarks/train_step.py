@@ -83,15 +83,13 @@ def eager_contenders(device: str) -> list[Contender]:
     return [DEFAULT, *tuned, OURS]
 
 
-def compiled_contenders(eager: dict[str, Any] | None, device: str) -> list[Contender]:
-    """timm in its better memory format, where the eager runs told which, and vitlight."""
-    candidates = [one for one in eager_contenders(device) if one.library == "timm" and one.fused]
-    if device == "cpu":
-        candidates = [one for one in candidates if one.allocator]
+def compiled_contenders(contenders: list[Contender], eager: dict[str, Any] | None) -> list[Contender]:
+    """timm in the memory format that was the better one in the eager runs, where there were any, and vitlight."""
+    timm = [one for one in contenders if one.library == "timm" and one.fused]
     if eager is not None:
-        candidates = [min(candidates, key=lambda one: median(eager[one.title]["seconds"]))]
-    chosen = [*candidates, OURS]
-    return [replace(one, title=f"{one.title}, compiled", compiled=True) for one in chosen]
+        best = min(timm, key=lambda one: median(eager[one.title]["seconds"]))
+        timm = [one for one in timm if one.memory_format == best.memory_format]
+    return [replace(one, title=f"{one.title}, compiled", compiled=True) for one in [*timm, OURS]]
 
 
 class Worker:
@@ -162,6 +160,16 @@ def measure(
     return {"contenders": results, "steps_a_round": number, "others_busy": others}
 
 
+def join(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Both runs' entries in the order of CASES. Only runs of one machine and as many rounds can stand in one table."""
+    for key in ("machine", "rounds"):
+        if one[key] != other[key]:
+            raise SystemExit(f"{key} differs: {one[key]} and {other[key]}")
+    titles = [case.title for case in CASES]
+    measured = sorted(one["measured"] + other["measured"], key=lambda entry: titles.index(entry["title"]))
+    return one | {"measured": measured, "minutes": one["minutes"] + other["minutes"]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", type=int, default=range(len(CASES)), help="by their number, from 0")
@@ -176,6 +184,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="of the slowest contender, a round at least")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--join", type=Path, nargs="*", default=[], help="--json files of this machine's other runs")
     parser.add_argument("--markdown", type=Path, help="a page whose part between the marks is replaced")
     arguments = parser.parse_args()
     began = time.perf_counter()
@@ -190,7 +199,7 @@ def main() -> None:
                 if arguments.contenders:
                     contenders = [contenders[i] for i in sorted(arguments.contenders)]
                 if mode == "compiled":
-                    contenders = compiled_contenders(eager, arguments.device)
+                    contenders = compiled_contenders(contenders, eager)
                 result = measure(case, contenders, settings, arguments.rounds, arguments.seconds)
                 eager = result["contenders"] if mode == "eager" else eager
                 measured.append(
@@ -214,6 +223,8 @@ def main() -> None:
     }
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=1))
+    for path in arguments.join:
+        report = join(json.loads(path.read_text()), report)
     page = render(report)
     print(page)
     if arguments.markdown:
