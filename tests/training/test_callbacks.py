@@ -3,7 +3,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vitlight.training.callbacks import Checkpoints, Record
+from vitlight.training.callbacks import Record
+from vitlight.training.checkpoints import Checkpoints
 from vitlight.training.classifier import ImageClassifier
 from vitlight.training.record import RunDirectory
 

@@ -4,27 +4,27 @@ import json
 import math
 import sys
 from contextlib import nullcontext
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import yaml
 from lightning.fabric.utilities.seed import seed_everything
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from vitlight.data.datamodule import ShardedImages
-from vitlight.data.sources import is_remote, shown
 from vitlight.errors import InputError
 from vitlight.training.allocator import keep_freed_memory
-from vitlight.training.callbacks import Checkpoints, Diverged, Record
+from vitlight.training.callbacks import Diverged, Record
 from vitlight.training.checkpoint import newest_checkpoint, write_atomically
+from vitlight.training.checkpoints import Checkpoints
 from vitlight.training.classifier import ImageClassifier, axes_at
-from vitlight.training.experiment import ExperimentCLI, ResolvedRun, RunSettings, resolve
+from vitlight.training.experiment import ExperimentCLI, ResolvedRun, resolve
 from vitlight.training.pretrained import locate_weights
 from vitlight.training.record import RunDirectory, code_commit, package_versions
+from vitlight.training.run_settings import RunSettings
 from vitlight.training.skipped import SkippedSamples
-from vitlight.training.wandb import build_wandb_logger, is_rank_zero, update_summary
+from vitlight.training.trainer import build_fit_trainer, build_trainer
+from vitlight.training.wandb import is_rank_zero, update_summary
 
 __all__ = ["DIVERGED", "execute", "fit"]
 
@@ -58,23 +58,6 @@ def fit(cli: ExperimentCLI) -> int:
         return _Fit(cli, resolved, run, settings).go(data)
 
 
-def _without_secrets(value: Any) -> Any:
-    """Settings as others may see them: URLs of shards may hold passwords or signatures, commands anything."""
-    if isinstance(value, dict):
-        return {_without_secrets(name): _without_secrets(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [_without_secrets(each) for each in value]
-    return shown(value) if isinstance(value, str) and is_remote(value) else value
-
-
-def _trainer(**arguments: Any) -> pl.Trainer:
-    """A Trainer; what Lightning refuses of its settings is bad input."""
-    try:
-        return pl.Trainer(**arguments)
-    except (MisconfigurationException, ValueError, TypeError) as error:
-        raise InputError(f"trainer: {error}") from error
-
-
 class _Fit:
     """One attempt at a run, by one process."""
 
@@ -91,7 +74,7 @@ class _Fit:
         record = Record(self.run, self.settings.log_every_steps)
         checkpoints = Checkpoints(self.run, self.settings.checkpoint_every_steps, evaluate_every)
         skipped = SkippedSamples(self.run, data.max_skipped_samples)
-        trainer = self._build_trainer([skipped, record, checkpoints], evaluate_every)
+        trainer = build_fit_trainer(self.cli, self.resolved, self.run, [skipped, record, checkpoints], evaluate_every)
         if trainer.strategy.root_device.type == "cpu":
             keep_freed_memory()
         data.plan.micro_batch_size(trainer.world_size, trainer.accumulate_grad_batches)
@@ -125,52 +108,6 @@ class _Fit:
         if trainer.is_global_zero:
             print(f"{self.run.path}: done. {_verdict(result)}")
         return 0
-
-    def _build_trainer(self, callbacks: list[pl.Callback], evaluate_every: int | None) -> pl.Trainer:
-        arguments = self.cli.build_trainer_settings()
-        resolved, settings = self.resolved, self.settings
-        loggers: list[Any] = []
-        if settings.wandb:
-            name = f"{resolved.arch} {resolved.num_train_samples} s{resolved.seed}"
-            config = _without_secrets(yaml.safe_load(self.cli.dump()))
-            config.update(
-                arch=resolved.arch,
-                params=resolved.params,
-                forward_macs=resolved.forward_macs,
-                num_train_samples=resolved.num_train_samples,
-            )
-            logger = build_wandb_logger(
-                self.run.path, resolved.run_id, name, settings.name, settings.wandb_project, config
-            )
-            loggers = [logger] if logger is not None else []
-        given = arguments.pop("logger", None)
-        if given not in (None, True, False):
-            loggers += given if isinstance(given, list) else [given]
-        own = arguments.pop("callbacks", None) or []
-        for name in ("enable_progress_bar", "enable_model_summary"):  # Record's lines say more; both can be asked for
-            arguments[name] = bool(arguments.get(name))
-        if self.cli.settings.model.compile:
-            # Lightning validates during a fit without inference mode, and a test with it would compile a third time.
-            arguments["inference_mode"] = False
-        accumulate = arguments.get("accumulate_grad_batches") or 1
-        trainer = _trainer(
-            **arguments,
-            logger=loggers or False,
-            callbacks=[*(own if isinstance(own, list) else [own]), *callbacks],
-            max_epochs=-1,
-            max_steps=resolved.steps,
-            limit_val_batches=1.0 if evaluate_every else 0,
-            val_check_interval=evaluate_every * accumulate if evaluate_every else 1.0,
-            check_val_every_n_epoch=None if evaluate_every else 1,
-            num_sanity_val_steps=0,
-            enable_checkpointing=False,
-            use_distributed_sampler=False,
-            default_root_dir=self.run.path,
-            log_every_n_steps=settings.log_every_steps,
-        )
-        if hasattr(trainer.strategy, "_timeout"):  # Lightning's DDP and FSDP hand it to torch when the ranks meet
-            trainer.strategy._timeout = timedelta(seconds=settings.rank_timeout_seconds)
-        return trainer
 
     def _train_and_evaluate(
         self, trainer: pl.Trainer, model: ImageClassifier, data: ShardedImages, record: Record
@@ -282,7 +219,7 @@ def _evaluate(cli: ExperimentCLI) -> int:
     model = cli.build_model()
     arguments = {**cli.build_trainer_settings(), "logger": False, "callbacks": []}
     arguments["enable_progress_bar"] = bool(arguments.get("enable_progress_bar"))
-    trainer = _trainer(
+    trainer = build_trainer(
         **arguments, enable_checkpointing=False, use_distributed_sampler=False, default_root_dir=Path(checkpoint).parent
     )
     run = trainer.validate if split == "val" else trainer.test

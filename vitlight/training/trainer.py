@@ -1,0 +1,84 @@
+"""The Lightning Trainer of a run: what vitlight decides, and what is left to the settings."""
+
+from datetime import timedelta
+from typing import Any
+
+import lightning.pytorch as pl
+import yaml
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from vitlight.data.sources import is_remote, shown
+from vitlight.errors import InputError
+from vitlight.training.experiment import ExperimentCLI, ResolvedRun
+from vitlight.training.record import RunDirectory
+from vitlight.training.wandb import build_wandb_logger
+
+__all__ = ["build_fit_trainer", "build_trainer"]
+
+
+def _without_secrets(value: Any) -> Any:
+    """Settings as others may see them: URLs of shards may hold passwords or signatures, commands anything."""
+    if isinstance(value, dict):
+        return {_without_secrets(name): _without_secrets(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_without_secrets(each) for each in value]
+    return shown(value) if isinstance(value, str) and is_remote(value) else value
+
+
+def build_trainer(**arguments: Any) -> pl.Trainer:
+    """A Trainer; what Lightning refuses of its settings is bad input."""
+    try:
+        return pl.Trainer(**arguments)
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise InputError(f"trainer: {error}") from error
+
+
+def build_fit_trainer(
+    cli: ExperimentCLI,
+    resolved: ResolvedRun,
+    run: RunDirectory,
+    callbacks: list[pl.Callback],
+    evaluate_every: int | None,
+) -> pl.Trainer:
+    """The Trainer of a run. evaluate_every: optimizer steps between passes over `val`, None for no pass."""
+    arguments, settings = cli.build_trainer_settings(), cli.build_run_settings()
+    loggers: list[Any] = []
+    if settings.wandb:
+        name = f"{resolved.arch} {resolved.num_train_samples} s{resolved.seed}"
+        config = _without_secrets(yaml.safe_load(cli.dump()))
+        config.update(
+            arch=resolved.arch,
+            params=resolved.params,
+            forward_macs=resolved.forward_macs,
+            num_train_samples=resolved.num_train_samples,
+        )
+        logger = build_wandb_logger(run.path, resolved.run_id, name, settings.name, settings.wandb_project, config)
+        loggers = [logger] if logger is not None else []
+    given = arguments.pop("logger", None)
+    if given not in (None, True, False):
+        loggers += given if isinstance(given, list) else [given]
+    own = arguments.pop("callbacks", None) or []
+    for name in ("enable_progress_bar", "enable_model_summary"):  # Record's lines say more; both can be asked for
+        arguments[name] = bool(arguments.get(name))
+    if cli.settings.model.compile:
+        # Lightning validates during a fit without inference mode, and a test with it would compile a third time.
+        arguments["inference_mode"] = False
+    accumulate = arguments.get("accumulate_grad_batches") or 1
+    trainer = build_trainer(
+        **arguments,
+        logger=loggers or False,
+        callbacks=[*(own if isinstance(own, list) else [own]), *callbacks],
+        max_epochs=-1,
+        max_steps=resolved.steps,
+        limit_val_batches=1.0 if evaluate_every else 0,
+        val_check_interval=evaluate_every * accumulate if evaluate_every else 1.0,
+        check_val_every_n_epoch=None if evaluate_every else 1,
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        use_distributed_sampler=False,
+        default_root_dir=run.path,
+        log_every_n_steps=settings.log_every_steps,
+    )
+    if hasattr(trainer.strategy, "_timeout"):  # Lightning's DDP and FSDP hand it to torch when the ranks meet
+        trainer.strategy._timeout = timedelta(seconds=settings.rank_timeout_seconds)
+    return trainer
