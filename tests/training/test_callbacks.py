@@ -81,7 +81,7 @@ def test_a_checkpoint_follows_the_evaluation_of_its_step(
     run, monkeypatch, evaluate_every, after_step, after_evaluation
 ):
     saved: list[int] = []
-    monkeypatch.setattr("vitlight.training.callbacks.save_checkpoint", lambda trainer, folder, step: saved.append(step))
+    monkeypatch.setattr("vitlight.training.checkpoints.save_checkpoint", lambda trainer, folder, step: saved.append(step))
     callback, module = Checkpoints(run, every_steps=5, evaluate_every_steps=evaluate_every), FakeModule()
     seen: dict[str, list[int]] = {"step": [], "evaluation": []}
     trainer = SimpleNamespace(accumulate_grad_batches=1, state=SimpleNamespace(fn="fit"))
@@ -99,7 +99,7 @@ def test_a_checkpoint_follows_the_evaluation_of_its_step(
 
 def test_no_checkpoint_is_saved_inside_an_accumulation(run, monkeypatch):
     saved: list[int] = []
-    monkeypatch.setattr("vitlight.training.callbacks.save_checkpoint", lambda trainer, folder, step: saved.append(step))
+    monkeypatch.setattr("vitlight.training.checkpoints.save_checkpoint", lambda trainer, folder, step: saved.append(step))
     callback, module = Checkpoints(run, every_steps=1, evaluate_every_steps=None), FakeModule()
     trainer = SimpleNamespace(accumulate_grad_batches=4, global_step=1)
     for batch_idx in range(4):
