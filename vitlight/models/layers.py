@@ -151,7 +151,8 @@ class DropPath(nn.Module):
             num_kept, one_more_counts = num_kept + 1, torch.rand((), device=x.device) < left
         elif left:
             num_kept += torch.rand(()).item() < left  # drawn on the CPU: nothing waits for the device
-        kept = torch.randperm(batch, device=x.device)[:num_kept]
+        # Not a slice: torch 2.13's compiler fails on one that keeps all.
+        kept = torch.randperm(batch, device=x.device).split((num_kept, batch - num_kept))[0]
         out = branch(x.index_select(0, kept))
         if one_more_counts is not True:
             counts = torch.ones(num_kept, device=x.device)
