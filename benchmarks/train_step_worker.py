@@ -36,13 +36,13 @@ def build_ours(
     from vitlight.models import build_model
     from vitlight.models.coatnet import TIMM_OPTIONS
     from vitlight.training.memory_format import choose_memory_format
-    from vitlight.training.optim import AdamW
+    from vitlight.training.optim import Optimizer
 
     options = TIMM_OPTIONS if case["like_timm"] else {}
     model = build_model(case["arch"], image_size=spec["image_size"], drop_path_rate=case["drop_path_rate"], **options)
     precision = "bf16-mixed" if spec["dtype"] == "bf16" else "32-true"
     memory_format = choose_memory_format("auto", model, spec["device"], precision)
-    return model.to(memory_format=memory_format), AdamW(weight_decay=0.05).build(model), memory_format
+    return model.to(memory_format=memory_format), Optimizer(weight_decay=0.05).build(model), memory_format
 
 
 def build_step(spec: dict[str, Any]) -> tuple[nn.Module, Callable[[], Tensor]]:

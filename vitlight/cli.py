@@ -8,13 +8,16 @@ import traceback
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from vitlight import __version__
 from vitlight.convert_command import add_convert_parser
 from vitlight.data.commands import add_data_parser
 from vitlight.errors import InputError, did_you_mean
 from vitlight.sweep.commands import add_sweep_parser
+
+if TYPE_CHECKING:
+    from vitlight.training.experiment import ExperimentCLI
 
 __all__ = ["main"]
 
@@ -23,7 +26,10 @@ _EXPERIMENT = {
     "validate": "exact accuracy of a checkpoint on the held-out part of the training shards",
     "test": "exact accuracy of a checkpoint on the official evaluation set",
 }
-_EXIT_CODES = "exit codes: 0 done, 1 failed, 2 bad input, 3 diverged. VITLIGHT_DEBUG=1 shows where an error arose."
+_EXIT_CODES = (
+    "exit codes: 0 done, 1 failed, 2 bad input, 3 diverged, 75 stopped by a signal, to be started again, 130 interrupted. "
+    "VITLIGHT_DEBUG=1 shows where an error arose."
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,7 +60,7 @@ def _message(error: InputError) -> str:
 
 def _dispatch(args: list[str]) -> int:
     if args and args[0] in _EXPERIMENT:
-        return _experiment(args)
+        return _fit(args) if args[0] == "fit" else _evaluate(args)
     parser, commands = _parser()
     if args and not args[0].startswith("-") and args[0] not in commands:
         raise InputError(f"unknown command {args[0]!r}{did_you_mean(args[0], commands)}")
@@ -96,20 +102,37 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     return parser, commands.choices
 
 
-def _experiment(args: list[str]) -> int:
+def _fit(args: list[str]) -> int:
+    from vitlight.training.signals import StopSignals
+
+    with StopSignals() as stop:  # before the other imports, which take seconds
+        cli = _parse_experiment(args)
+        from vitlight.training.run import fit
+
+        return fit(cli, stop)
+
+
+def _evaluate(args: list[str]) -> int:
+    cli = _parse_experiment(args)
+    from vitlight.training.run import evaluate
+
+    return evaluate(cli)
+
+
+def _parse_experiment(args: list[str]) -> "ExperimentCLI":
     from vitlight.training.experiment import ExperimentCLI
-    from vitlight.training.run import execute
 
     # Lightning's advice on how to configure Lightning: vitlight has decided these things.
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for advice in (
         "does not have many workers",
+        "The `srun` command is available",
         "callbacks used to create the checkpoint",
         "isinstance.treespec, LeafSpec",
     ):
         warnings.filterwarnings("ignore", message=f".*{advice}")
-    return execute(ExperimentCLI(args))
+    return ExperimentCLI(args)
 
 
 def _add_models_parser(commands: "argparse._SubParsersAction[_Parser]") -> None:

@@ -42,6 +42,8 @@ def result(arch: str, num_train_samples: int, seed: int, **changes: Any) -> dict
         "unique_samples_seen": num_train_samples,
         "epochs": 8.0,
         "train_flops": 6 * forward_macs * samples_seen,
+        "own_train_flops": 6 * forward_macs * samples_seen,
+        "own_device_seconds": 0.9 * wall_seconds,
         "wall_seconds": wall_seconds,
         "device_seconds": 0.9 * wall_seconds,
         "images_per_second": samples_seen / wall_seconds,
@@ -64,6 +66,8 @@ def result(arch: str, num_train_samples: int, seed: int, **changes: Any) -> dict
         "device": "cpu",
         "num_ranks": 1,
         "reason": None,
+        "last_good_checkpoint": None,
+        "rollbacks": [],
     }
     return made | changes
 

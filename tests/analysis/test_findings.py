@@ -97,6 +97,7 @@ def test_a_clean_sweep_has_no_caveat(tmp_path: Path) -> None:
         ({"train_flops": 1}, "train_flops is not 6 × forward_macs × samples_seen in odd"),
         ({"top1_count": 1}, "top1 is not top1_count / num_eval_samples in odd"),
         ({"seed": 0}, "2 runs share settings and seed"),
+        ({"rollbacks": [{"step": 7, "lr_factor": 0.5}]}, "1 run went back to an earlier step after diverging"),
         ({"lr": 0.5}, "tables and lines show the best by mean val_top1"),
         ({"lr": 0.5, "val_top1": None}, "top1 itself, which flatters the winner"),
         ({"run_id": "vit_nano1-500-0"}, "1 run found in a second folder"),

@@ -11,6 +11,7 @@ from PIL import Image
 from tests.analysis.fake_runs import result, write_grid, write_run
 from vitlight.analysis import load_runs, summarise, write_report
 from vitlight.analysis.charts import CHARTS, family_styles
+from vitlight.analysis.quantities import format_si
 from vitlight.analysis.runs import COLUMNS
 from vitlight.analysis.summary import SUMMARY_COLUMNS
 from vitlight.errors import InputError
@@ -65,6 +66,14 @@ def test_page_holds_every_cell_with_its_numbers(tmp_path: Path) -> None:
             "images": cell["num_train_samples"],
         }
     assert page.count("FLOP = half a MAC") >= 4
+
+
+def test_shared_compute_is_counted_once(tmp_path: Path) -> None:
+    for seed, own in ((0, 3 * 10**15), (1, 10**15)):
+        write_run(tmp_path / "runs", result("vit_nano1", 500, seed, train_flops=3 * 10**15, own_train_flops=own))
+    page = write_report(tmp_path / "runs", tmp_path / "out").read_text()
+    total, shared = format_si(4 * 10**15, "FLOP"), format_si(2 * 10**15, "FLOP")
+    assert f"<dd>{total}<small>FLOP = half a MAC, all runs done; {shared} that runs share is counted once" in page
 
 
 def test_page_loads_nothing(tmp_path: Path) -> None:

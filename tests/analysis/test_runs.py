@@ -31,7 +31,7 @@ def test_columns_and_values_are_those_of_result_json(tmp_path: Path) -> None:
             assert row[column] == str(run_dir)
         elif column == "versions":
             assert json.loads(row[column]) == run["versions"]
-        elif run[column] is None:
+        elif run[column] in (None, []):
             assert pd.isna(row[column])
         else:
             assert row[column] == run[column], column
@@ -144,3 +144,24 @@ def test_a_run_that_has_logged_nothing_is_listed(tmp_path: Path) -> None:
     row = load_runs(tmp_path).iloc[0]
     assert (row["status"], row["run_id"]) == ("running", "new")
     assert pd.isna(row["arch"]) and pd.isna(row["samples_seen"])
+
+
+def test_what_became_of_a_diverged_run_is_kept(tmp_path: Path) -> None:
+    noted = [{"step": 7, "reason": "loss", "resumed_from_step": 6, "lr_factor": 0.5}]
+    kept = "checkpoints/step-000000006.ckpt"
+    diverged = {"status": "diverged", "top1": None, "last_good_checkpoint": kept, "rollbacks": noted}
+    write_run(tmp_path, result("vit_nano1", 500, 0, **diverged))
+    write_run(tmp_path, result("vit_nano1", 500, 1))
+    table = load_runs(tmp_path)
+    assert table["last_good_checkpoint"].fillna("none").to_list() == [kept, "none"]
+    assert json.loads(table["rollbacks"].iloc[0]) == noted
+    assert pd.isna(table["rollbacks"].iloc[1])
+
+
+def test_what_a_run_shares_with_others_is_not_its_own(tmp_path: Path) -> None:
+    alone = {"own_train_flops": None, "own_device_seconds": None}  # as earlier results, which have no such words
+    write_run(tmp_path, result("vit_nano1", 500, 0, train_flops=600, device_seconds=6.0, **alone))
+    write_run(tmp_path, result("vit_nano1", 500, 1, train_flops=600, own_train_flops=200, own_device_seconds=2.5))
+    table = load_runs(tmp_path)
+    assert table["own_train_flops"].tolist() == [600, 200]
+    assert table["own_device_seconds"].tolist() == [6.0, 2.5]

@@ -62,6 +62,19 @@ def test_the_whole_image_can_be_kept():
         assert not crops.is_flipped(draws)
 
 
+@pytest.mark.parametrize(("height", "width"), [(448, 448), (375, 500), (28, 90)])
+def test_a_crop_of_a_squeezed_image_is_a_box_of_its_shape(height, width):
+    """BiT's resize to 448 x 448 and random crop of 384, in pixels of the image itself."""
+    crops = Augmentation(crop_side=384 / 448, min_area=1.0, jitter_ratio=False)
+    boxes = np.array([crops.box(height, width, draws) for draws in crops.draws(0, EPOCHS, KEYS)])
+    box_height, box_width = round(height * 384 / 448), round(width * 384 / 448)
+    assert np.all(boxes[:, 2:] == (box_height, box_width))
+    for places, last in ((boxes[:, 0], height - box_height), (boxes[:, 1], width - box_width)):
+        assert (places.min(), places.max()) == (0, last)
+        counts = np.bincount(places, minlength=last + 1)
+        assert np.all(abs(counts - len(KEYS) / (last + 1)) < 5 * (len(KEYS) / (last + 1)) ** 0.5)
+
+
 def test_half_of_the_images_are_flipped():
     crops = Augmentation()
     flipped = sum(crops.is_flipped(draws) for draws in crops.draws(0, EPOCHS, KEYS))
@@ -245,6 +258,8 @@ def test_images_are_erased_with_the_given_probability():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"crop_side": 1.5}, r"data.augmentation.crop_side=1.5 is not in \(0, 1\]"),
+        ({"crop_side": 0.8}, "set min_area to 1.0 and jitter_ratio to false, not 0.08 and true"),
         ({"policy": "trivial"}, "policy=trivial is not one of none, .*; did you mean trivialaugment"),
         ({"min_area": 0.0}, r"min_area=0.0 is not in \(0, 1\]"),
         (

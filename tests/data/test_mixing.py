@@ -198,6 +198,16 @@ def test_shares_of_mixing_and_of_cutmix():
         assert stats.kstest(weights, stats.beta(alpha, alpha).cdf).statistic < 1.95 / len(weights) ** 0.5
 
 
+def test_a_threshold_makes_whole_targets_of_the_classes_above_it():
+    images, targets = torch.zeros(4, 3, 8, 8), torch.eye(4)
+    draws = rows((0.7, 0, 0.5, 0.5), (0.1, 0, 0.5, 0.5), (0.85, 0, 0.5, 0.5), (1.0, 0, 0.5, 0.5))
+    both = [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 0, 1]]
+    large = [[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+    for threshold, expected in ((0.0, both), (0.2, large)):
+        mixing = Mixing(mixup_alpha=0.2, per="sample", target_threshold=threshold)
+        assert mixing.apply(images, targets, draws)[1].tolist() == expected
+
+
 def test_targets_keep_their_sum_and_images_that_are_not_mixed_are_untouched():
     mixing = Mixing(0.8, 1.0, probability=0.5, per="sample")
     images, targets = batch(64)
@@ -253,6 +263,7 @@ def test_enabled():
         ({"cutmix_alpha": float("inf")}, "data.mixing.cutmix_alpha=inf is not a number from 0 on"),
         ({"mixup_alpha": 0.1, "probability": 1.1}, r"data.mixing.probability=1.1 is not in \[0, 1\]"),
         ({"mixup_alpha": 0.1, "per": "pair"}, "data.mixing.per=pair is not sample or batch"),
+        ({"mixup_alpha": 0.1, "target_threshold": 0.5}, r"data.mixing.target_threshold=0.5 is not in \[0, 0.5\)"),
         ({"mixup_alpha": 0.1, "cutmix_probability": 0.5}, "cutmix_probability=0.5 chooses between MixUp and CutMix"),
     ],
 )
@@ -262,7 +273,7 @@ def test_wrong_settings_are_named(settings, message):
 
 
 def test_settings_of_a_mixing_that_is_off_warn():
-    with pytest.warns(UserWarning, match="per=sample and probability=1.0 are not read"):
+    with pytest.warns(UserWarning, match="per=sample, probability=1.0 and target_threshold=None are not read"):
         Mixing(per="sample")
 
 

@@ -149,7 +149,8 @@ def experiment_of(args: list[str], folder) -> str:
 
 
 def test_the_record_of_a_run_tells_what_it_drew(plan, fit_args, capsys, tiny_shards):
-    from vitlight.training.experiment import ExperimentCLI, resolve_run
+    from vitlight.training.experiment import ExperimentCLI
+    from vitlight.training.resolve import resolve_run
 
     plain = [
         "--data.augmentation.min_area=1",

@@ -22,6 +22,15 @@ NOT_IDENTITY = ("run.name", "run.root", "trainer.devices")
 
 
 @dataclass(frozen=True)
+class FakeTrunk:
+    folder: Path
+    last_step: int
+
+    def has(self, step):
+        return (self.folder / str(step)).exists()
+
+
+@dataclass(frozen=True)
 class FakeRun:
     run_id: str
     run_dir: Path
@@ -35,6 +44,7 @@ class FakeRun:
     train_flops: int
     global_batch_size: int
     seed: int
+    trunk: FakeTrunk | None
 
 
 def resolve(args):
@@ -47,9 +57,13 @@ def resolve(args):
     identity = sorted((name, value) for name, value in settings.items() if name not in NOT_IDENTITY)
     run_id = hashlib.sha256(repr(identity).encode()).hexdigest()[:8]
     samples = int(settings.get("data.num_train_samples", 100))
+    directory = Path(settings.get("run.root", "runs")) / settings["run.name"]
+    trunk = None
+    if settings.get("model.schedule.name") == "wsd":
+        trunk = FakeTrunk(directory / "trunks" / arch, samples // 10 * 4 // 5)
     return FakeRun(
         run_id=run_id,
-        run_dir=Path(settings.get("run.root", "runs")) / settings["run.name"] / run_id,
+        run_dir=directory / run_id,
         arch=arch,
         image_size=32,
         num_train_samples=samples,
@@ -60,6 +74,7 @@ def resolve(args):
         train_flops=60 * int(cost) * samples,
         global_batch_size=10,
         seed=int(settings.get("seed_everything", 0)),
+        trunk=trunk,
     )
 
 
@@ -83,6 +98,7 @@ def main(args):
         part.replace(run.run_dir / "result.json")
 
     signal.signal(signal.SIGTERM, on_sigterm)
+    signal.signal(signal.SIGUSR1, lambda signum, frame: sys.exit(75))
     run.run_dir.mkdir(parents=True, exist_ok=True)
     (run.run_dir / "experiment.yaml").write_text("fake: true\n")
     row = {"data/samples_seen": 40, "time/wall_seconds": 0.5}

@@ -67,6 +67,7 @@ def test_plan_as_json(sweep_cli, write_sweep, capsys, tmp_path):
         "params": 1000,
         "forward_macs": 10,
         "train_flops": 6000,
+        "own_train_flops": 6000,
         "horizon_samples": 100,
         "steps": 10,
         "global_batch_size": 10,

@@ -75,3 +75,13 @@ def test_other_errors_of_resolve_are_not_hidden(write_sweep):
 
     with pytest.raises(RuntimeError, match="a bug"):
         plan_sweep(load_sweep(write_sweep({"seed_everything": [0, 1]})), resolve)
+
+
+def test_cells_of_one_trunk_count_their_shared_steps_once(write_sweep):
+    axes = {"model.schedule.name": ["wsd"], "data.num_train_samples": [500, 100, 300], "model.arch": ["ok_1", "ok_2"]}
+    planned = plan_sweep(load_sweep(write_sweep(axes)), fake_fit.resolve)
+    own = {(item.run.arch, item.run.steps): item.own_train_flops // 600 for item in planned}
+    # 10, 30 and 50 steps, of which 8, 24 and 40 lie on the trunk.
+    assert own == {(f"ok_{n}", steps): n * left for n in (1, 2) for steps, left in ((10, 10), (30, 22), (50, 26))}
+    alone = plan_sweep(load_sweep(write_sweep({"data.num_train_samples": [100, 500]})), fake_fit.resolve)
+    assert [item.own_train_flops for item in alone] == [item.run.train_flops for item in alone]

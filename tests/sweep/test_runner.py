@@ -95,6 +95,21 @@ def test_jobs_overlap_and_are_at_most_as_many_as_asked(write_sweep, playground):
     assert len(playground.events("end")) == 3
 
 
+def test_a_longer_cell_waits_until_the_shorter_one_has_left_the_trunk(write_sweep, playground):
+    axes = {"model.schedule.name": ["wsd"], "data.num_train_samples": [200, 100], "model.arch": ["gated_1", "gated_5"]}
+    runner = playground.runner(write_sweep(axes), jobs=4)
+    started = playground.wait_for_events("start", 2)
+    assert sorted(arch for arch, _, _ in started) == ["gated_1", "gated_5"], "one of each trunk"
+    left = playground.root / "demo" / "trunks" / "gated_1" / "8"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    assert playground.wait_for_events("start", 3)[2][0] == "gated_1"
+    assert len(playground.events("start")) == 3
+    playground.open_gate()  # the shorter cell of the other trunk ends, so nothing is to be waited for
+    code, output = end(runner)
+    assert (code, len(playground.events("end"))) == (0, 4), output
+
+
 def test_a_killed_runners_child_keeps_its_claim(write_sweep, playground):
     sweep_file = write_sweep({"model.arch": ["ok_1", "gated_2"]})
     first = playground.runner(sweep_file)
@@ -178,7 +193,7 @@ def test_a_failure_is_not_tried_again_by_a_runner_that_waited_for_the_cell(write
     assert run_here(sweep_file, playground.root).num_started == 1
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)])
 def test_a_stop_signal_reaches_the_cells_as_sigterm_and_they_are_awaited(write_sweep, playground, signum, code):
     sweep_file = write_sweep({"model.arch": ["gated_1", "gated_2", "gated_3"]})
     runner = playground.runner(sweep_file, jobs=2)
@@ -191,6 +206,17 @@ def test_a_stop_signal_reaches_the_cells_as_sigterm_and_they_are_awaited(write_s
     assert len(playground.events("start")) == 2
     playground.open_gate()
     assert run_here(sweep_file, playground.root).num_done == 3
+
+
+def test_a_cell_that_asks_to_be_started_again_is(write_sweep, playground):
+    runner = playground.runner(write_sweep({"model.arch": ["gated_1"]}))
+    os.kill(playground.wait_for_events("start", 1)[0][2], signal.SIGUSR1)
+    playground.wait_for_events("start", 2)
+    playground.open_gate()
+    code, output = end(runner)
+    assert (code, len(playground.events("start")), len(playground.events("end"))) == (0, 2, 1), output
+    assert "started 2 done 1 failed 0" in output
+    assert "stopped, to go on" in output
 
 
 def test_a_second_signal_kills_cells_that_do_not_end(write_sweep, playground):

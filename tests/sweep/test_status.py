@@ -18,6 +18,7 @@ KEYS = [
     "params",
     "forward_macs",
     "train_flops",
+    "own_train_flops",
     "horizon_samples",
     "samples_seen",
     "top1",

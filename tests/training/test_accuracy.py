@@ -42,4 +42,12 @@ def test_a_model_of_nans_scores_nothing():
 def test_infinite_losses_show_and_padding_does_not():
     metric = ExactAccuracy()
     metric.update(torch.eye(2), torch.tensor([0, 1]), torch.tensor([1.0, torch.nan]), torch.tensor([1.0, 0.0]))
-    assert metric.compute()["loss"] == 1.0
+    assert (metric.compute()["loss"], metric.compute()["num_nonfinite"]) == (1.0, 0)
+
+
+def test_images_without_finite_logits_or_loss_are_counted():
+    logits = torch.tensor([[1.0, -torch.inf], [torch.nan, 0.0], [1.0, 0.0], [1.0, 0.0], [torch.nan, torch.nan]])
+    losses, weight = torch.tensor([0.5, torch.nan, torch.inf, 0.5, torch.nan]), torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0])
+    metric = ExactAccuracy()
+    metric.update(logits, torch.zeros(5, dtype=torch.int64), losses, weight)
+    assert metric.compute()["num_nonfinite"] == 3  # one of them with a finite loss

@@ -3,16 +3,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from vitlight.training import ledger as ledger_module
 from vitlight.training.callbacks import Record
-from vitlight.training.checkpoints import Checkpoints
 from vitlight.training.classifier import ImageClassifier
+from vitlight.training.ledger import EVALUATION, STEP
 from vitlight.training.record import RunDirectory
+from vitlight.training.run_settings import RunSettings
 
 
 class FakeModule(ImageClassifier):
     """A classifier of which only the counters matter."""
 
     horizon_steps = 20
+    forward_macs = 1000
+    samples_seen = 64
 
     def __init__(self) -> None:
         torch.nn.Module.__init__(self)
@@ -22,6 +26,19 @@ class FakeModule(ImageClassifier):
         return {"data/samples_seen": 7}
 
 
+class Noting:
+    """A logger, and a projection."""
+
+    def __init__(self):
+        self.rows, self.told = [], 0
+
+    def log_metrics(self, metrics, step):
+        self.rows.append((metrics, step))
+
+    def rows_written(self):
+        self.told += 1
+
+
 @pytest.fixture
 def run(tmp_path):
     directory = RunDirectory(tmp_path / "run")
@@ -29,79 +46,72 @@ def run(tmp_path):
     return directory
 
 
-class FailingLogger:
-    """A service that is down."""
-
-    calls = 0
-
-    def log_metrics(self, metrics, step):
-        self.calls += 1
-        raise ConnectionError("no route to host")
+@pytest.fixture
+def clock(monkeypatch):
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(ledger_module, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    return clock
 
 
-def test_a_logger_that_fails_costs_a_warning_and_no_row(run):
-    logger = FailingLogger()
+def test_a_row_goes_to_the_record_to_the_loggers_and_is_told_to_the_projection(run):
+    logger, projection = Noting(), Noting()
     trainer = SimpleNamespace(is_global_zero=True, global_step=3, loggers=[logger])
-    record = Record(run, log_every_steps=1)
-    with pytest.warns(UserWarning, match="logging failed and goes on in .*metrics.jsonl only: no route to host"):
-        record.write_row(trainer, FakeModule(), "train", {"train/loss": 0.5})
-    record.write_row(trainer, FakeModule(), "train", {"train/loss": 0.25})  # and warns once
-    assert [row["train/loss"] for row in run.rows()] == [0.5, 0.25]
-    assert run.rows()[0]["data/samples_seen"] == 7
-    assert logger.calls == 2
+    record = Record(run, RunSettings())
+    record.projection = projection
+    record.write_row(trainer, FakeModule(), "train", {"train/loss": 0.5})
+    (row,) = run.rows()
+    assert (row["event"], row["step"], row["train/loss"], row["data/samples_seen"]) == ("train", 3, 0.5, 7)
+    assert logger.rows == [({name: value for name, value in row.items() if "/" in name}, 3)]
+    assert projection.told == 1
 
 
 def test_other_ranks_write_nothing(run):
-    trainer = SimpleNamespace(is_global_zero=False, global_step=3, loggers=[FailingLogger()])
-    Record(run, log_every_steps=1).write_row(trainer, FakeModule(), "train", {"train/loss": 0.5})
+    trainer = SimpleNamespace(is_global_zero=False, global_step=3, loggers=[])
+    Record(run, RunSettings()).write_row(trainer, FakeModule(), "train", {"train/loss": 0.5})
     assert run.rows() == []
 
 
-def test_clocks_and_sums_go_on_from_the_checkpoint(run):
-    first = Record(run, log_every_steps=10)
-    first.wall_seconds, first.device_seconds = 100.0, 60.0
-    first._loss_sum, first._loss_count = torch.tensor(4.5, dtype=torch.float64), 3
+def test_clocks_and_sums_go_on_from_the_checkpoint(run, clock):
+    """Two ranks, then one: device time is of all of them, evaluation is none of it."""
+    first = Record(run, RunSettings())
+    first._start(SimpleNamespace(is_global_zero=True))
+    first._num_ranks = 2
+    first.ledger.enter(STEP)
+    clock.now += 10.0
+    first.ledger.enter(EVALUATION)
+    clock.now += 5.0
+    first._strategy = SimpleNamespace(reduce=lambda value, reduce_op: value)
+    first._loss_sum, first._loss_steps = torch.tensor(4.5, dtype=torch.float64), 3
     run.append({"step": 1})
     state = first.state_dict()
     run.append({"step": 2})
-    second = Record(run, log_every_steps=10)
+    clock.now += 1000.0  # the time between two attempts is nobody's
+    second = Record(run, RunSettings())
+    clock.now += 30.0  # nor is what comes before training
     second.load_state_dict(state)
+    clock.now += 30.0
     second._start(SimpleNamespace(is_global_zero=True))
     assert run.rows() == [{"step": 1}]
-    assert second.device_seconds == 60.0
-    assert 100.0 <= second.wall_seconds < 101.0
-    assert (second._loss_sum.item(), second._loss_count) == (4.5, 3)
+    assert (second.wall_seconds, second.device_seconds) == (15.0, 20.0)
+    assert (second._loss_sum.item(), second._loss_steps) == (4.5, 3)
+    second.ledger.enter(STEP)
+    clock.now += 1.0
+    assert (second.wall_seconds, second.device_seconds) == (16.0, 21.0)
+    assert second.ledger.state()["step"] == 11.0
 
 
-@pytest.mark.parametrize(
-    ("evaluate_every", "after_step", "after_evaluation"),
-    [(None, [5, 10, 15, 20], []), (10, [5, 15, 20], [10]), (20, [5, 10, 15, 20], [])],
-)
-def test_a_checkpoint_follows_the_evaluation_of_its_step(
-    run, monkeypatch, evaluate_every, after_step, after_evaluation
-):
-    saved: list[int] = []
-    monkeypatch.setattr("vitlight.training.checkpoints.save_checkpoint", lambda trainer, folder, step: saved.append(step))
-    callback, module = Checkpoints(run, every_steps=5, evaluate_every_steps=evaluate_every), FakeModule()
-    seen: dict[str, list[int]] = {"step": [], "evaluation": []}
-    trainer = SimpleNamespace(accumulate_grad_batches=1, state=SimpleNamespace(fn="fit"))
-    for step in range(1, 21):
-        trainer.global_step = step
-        callback.on_train_batch_end(trainer, module, None, None, step - 1)
-        seen["step"] += saved
-        saved.clear()
-        if evaluate_every and step % evaluate_every == 0:
-            callback.on_validation_end(trainer, module)
-            seen["evaluation"] += saved
-            saved.clear()
-    assert seen == {"step": after_step, "evaluation": after_evaluation}
-
-
-def test_no_checkpoint_is_saved_inside_an_accumulation(run, monkeypatch):
-    saved: list[int] = []
-    monkeypatch.setattr("vitlight.training.checkpoints.save_checkpoint", lambda trainer, folder, step: saved.append(step))
-    callback, module = Checkpoints(run, every_steps=1, evaluate_every_steps=None), FakeModule()
-    trainer = SimpleNamespace(accumulate_grad_batches=4, global_step=1)
-    for batch_idx in range(4):
-        callback.on_train_batch_end(trainer, module, None, None, batch_idx)
-    assert saved == [1]
+@pytest.mark.parametrize(("peak", "mfu"), [(None, None), (38_400.0, 6 * 1000 * 64 / (10.0 * 38_400.0))])
+def test_mfu_is_that_of_the_whole_run_and_null_without_a_peak(run, clock, peak, mfu):
+    record = Record(run, RunSettings(peak_flops=peak))
+    record.ledger.enter(STEP)
+    clock.now += 10.0
+    trainer = SimpleNamespace(
+        strategy=SimpleNamespace(root_device=torch.device("cpu")), precision="32-true", num_devices=1
+    )
+    summary = record.performance_summary(trainer, FakeModule(), num_workers=0, compiles=False)
+    assert summary["perf"] == {
+        **{"data_wait": 0, "step": 1, "logging": 0, "checkpoint": 0, "evaluation": 0, "other": 0},
+        "startup_seconds": 0.0,
+        "mfu": mfu,
+    }
+    assert summary["verdict"] == f"compute-bound{'' if peak is None else ' (MFU 100%)'}: 100% in steps"

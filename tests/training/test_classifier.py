@@ -9,8 +9,8 @@ from vitlight.data.subset import AllRows
 from vitlight.errors import InputError
 from vitlight.models import build_model
 from vitlight.training.classifier import ImageClassifier, axes_at
-from vitlight.training.optim import AdamW
-from vitlight.training.schedule import Duration, WarmupCosine
+from vitlight.training.optim import Optimizer
+from vitlight.training.schedule import Duration, Schedule
 
 
 def build(**changes) -> ImageClassifier:
@@ -46,12 +46,23 @@ def test_axes_are_exact_at_any_scale():
 
 
 def test_the_rate_of_a_step_is_the_schedule_at_the_middle_of_its_batch():
-    schedule = WarmupCosine(warmup_samples=32)
-    model = build(optimizer=AdamW(lr=0.5), schedule=schedule)
+    schedule = Schedule(warmup_samples=32)
+    model = build(optimizer=Optimizer(lr=0.5), schedule=schedule)
     assert model.horizon_steps == 10
     assert model.learning_rate_at(0) == 0.5 * 8 / 32
     for step in range(10):
         assert model.learning_rate_at(step) == 0.5 * schedule.factor(16 * step + 8, 160) > 0
+
+
+def test_every_group_is_given_its_part_of_the_rate():
+    model = build(optimizer=Optimizer(lr=0.5, layer_decay=0.5), model_options={"depth": 2})
+    model.trainer.optimizers = [model.configure_optimizers()]
+    model.on_train_batch_start({}, 0)
+    rate = model.learning_rate_at(3)
+    # Two blocks: depths 0 to 3, each with decayed weights and others.
+    assert [group["lr"] / rate for group in model.trainer.optimizers[0].param_groups] == [
+        *(1 / 8, 1 / 8, 1 / 4, 1 / 4, 1 / 2, 1 / 2, 1, 1)
+    ]
 
 
 def test_weights_follow_the_seed():
@@ -122,16 +133,35 @@ def test_softmax_shares_the_target_among_several_labels():
     assert model.training_step(batch, 0).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_sigmoid_loss_sums_over_the_classes():
-    model = spread_logits(build(loss="sigmoid"))
+@pytest.mark.parametrize(("loss", "share"), [("sigmoid", 1), ("sigmoid_mean", 1 / 4)])
+def test_sigmoid_losses_sum_or_average_over_the_classes(loss, share):
+    model = spread_logits(build(loss=loss, label_smoothing=0.1, head_bias_init=-1.5))
     target = torch.tensor([[1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 0.0]])
     several, one = random_batch(0, 1, target=target), random_batch(2, 3)
     for batch, wanted in ((several, target), (one, torch.eye(4)[[2, 3]])):
         p = model.model(batch["image"]).sigmoid().double()
-        expected = -(wanted * p.log() + (1 - wanted) * (1 - p).log()).sum(1).mean()
+        smooth = 0.9 * wanted + 0.1 / 4
+        expected = -share * (smooth * p.log() + (1 - smooth) * (1 - p).log()).sum(1).mean()
         assert model.training_step(batch, 0).item() == pytest.approx(expected.item(), rel=1e-5)
-    with pytest.raises(InputError, match=r"model\.label_smoothing=0\.1 has no meaning with model\.loss=sigmoid"):
-        build(loss="sigmoid", label_smoothing=0.1)
+        model.val_accuracy.reset()
+        model.validation_step(batch, 0)  # against the classes as they are
+        expected = -share * (wanted * p.log() + (1 - wanted) * (1 - p).log()).sum(1).mean()
+        assert model.val_accuracy.compute()["loss"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("arch", ["vit_nano1", "coatnet_nano1", "resnet_nano1"])
+def test_the_first_sigmoid_loss_is_that_of_the_bias(arch):
+    model = build(arch=arch, loss="sigmoid", head_bias_init=-6.9).eval()
+    p = 1 / (1 + np.exp(6.9))
+    expected = -np.log(p) - 3 * np.log(1 - p)
+    assert model.training_step(random_batch(0, 1, 3), 0).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_bias_that_weights_would_replace_is_refused():
+    message = r"model\.head_bias_init=-10\.0 is lost where model\.weights are loaded with their head"
+    with pytest.raises(InputError, match=message):
+        build(head_bias_init=-10.0, weights="somewhere.pt")
+    assert build(head_bias_init=-10.0, weights="somewhere.pt", weights_head="fresh").model.head.bias[0] == -10.0
 
 
 def test_any_of_several_labels_is_right():

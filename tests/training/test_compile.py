@@ -10,8 +10,8 @@ from tests.training.test_run import assert_bit_equal, final_state
 from vitlight.cli import main
 from vitlight.models import build_model, set_activation_checkpointing
 from vitlight.models.layers import DropPath
-from vitlight.training.experiment import resolve_run
 from vitlight.training.record import RunDirectory
+from vitlight.training.resolve import resolve_run
 
 NETWORKS = {
     "vit gap": ("vit_nano1", {"depth": 2, "drop_path_rate": 0.3, "dropout_rate": 0.1}),

@@ -18,8 +18,8 @@ from tests.conftest import tiny_sample
 from tests.training.test_run import assert_bit_equal, final_state, fit_args_for, rows_without_times, run_cli
 from vitlight.cli import main
 from vitlight.data.shards import Sample, write_shards
-from vitlight.training.experiment import resolve_run
 from vitlight.training.record import RunDirectory
+from vitlight.training.resolve import resolve_run
 
 TWO_RANKS = ["--trainer.devices=2", "--trainer.strategy=ddp"]
 

@@ -5,7 +5,8 @@ import yaml
 
 from tests.conftest import ROOT
 from vitlight.errors import InputError
-from vitlight.training.experiment import ExperimentCLI, _parsers, resolve_run
+from vitlight.training.experiment import ExperimentCLI, _parsers
+from vitlight.training.resolve import resolve_run
 
 
 def test_a_run_is_resolved_without_training(fit_args):
@@ -83,6 +84,12 @@ def test_the_recorded_config_gives_the_same_run(fit_args, tmp_path):
         ("--data.val_fraction=-0.1", r"data\.val_fraction=-0\.1"),
         ("--data.channels=2", r"data\.channels=2"),
         ("--model.label_smoothing=a", r"model\.label_smoothing"),
+        ("--model.label_smoothing=1", r"model\.label_smoothing=1\.0 is not in \[0, 1\)"),
+        ("--model.weights_head=fresh", r"model\.weights_head=fresh has no meaning without model\.weights"),
+        ("--model.optimizer.momentum=0.9", r"momentum=0\.9 is not read by model\.optimizer\.name=adamw"),
+        ("--model.optimizer.name=adam", r"model\.optimizer\.name"),
+        ("--model.schedule.gamma=0.2", r"gamma=0\.2 is not read by model\.schedule\.name=cosine; set it to 0\.1"),
+        ("--model.schedule.name=wsd", r"model\.schedule\.name=wsd needs model\.schedule\.cooldown_samples or"),
         ("--seed_everything=-1", r"seed_everything=-1 is not a number from 0 to 4294967295"),
         ("--seed_everything=4294967296", r"seed_everything=4294967296 is not a number from 0 to 4294967295"),
         ("--run.name=../up", r"run\.name='\.\./up'"),
@@ -118,7 +125,9 @@ def test_every_experiment_parses_and_is_a_delta_with_a_note(path, tiny_shards):
     text = path.read_text()
     assert text.startswith("# "), "an experiment opens with its lab note"
     assert "vitlight fit --config experiments/base.yaml" in text
-    args = ["fit", f"--config={base}", f"--config={path}"]
+    # wsd.yaml stands over any that names its data.
+    whole = [] if "\n  train: " in text else [f"--config={base.with_name('fashion_mnist.yaml')}"]
+    args = ["fit", f"--config={base}", *whole, f"--config={path}"]
     cli = ExperimentCLI(args if "arch:" in text else [*args, "--model.arch=vit_s16"])
     assert cli.build_model_settings()["duration"].num_steps(1_000_000, cli.settings.data.global_batch_size, 10**9) >= 1
 

@@ -10,9 +10,9 @@ from vitlight.cli import main
 from vitlight.errors import InputError
 from vitlight.models import build_model
 from vitlight.training.classifier import ImageClassifier
-from vitlight.training.experiment import resolve_run
 from vitlight.training.memory_format import choose_memory_format
 from vitlight.training.record import RunDirectory
+from vitlight.training.resolve import resolve_run
 
 NETWORKS = {
     "coatnet_nano1": {},

@@ -6,8 +6,8 @@ from torch import nn
 
 from tests.training.test_run import assert_bit_equal, final_state
 from vitlight.cli import main
-from vitlight.training.experiment import resolve_run
 from vitlight.training.record import RunDirectory
+from vitlight.training.resolve import resolve_run
 
 FAMILIES = {
     "vit_nano1": {"depth": 2, "drop_path_rate": 0.2, "dropout_rate": 0.1},

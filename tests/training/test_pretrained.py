@@ -14,8 +14,9 @@ from vitlight.errors import InputError
 from vitlight.models import build_model
 from vitlight.models.weights import save_weights
 from vitlight.training import pretrained
-from vitlight.training.experiment import ExperimentCLI, resolve_run
+from vitlight.training.experiment import ExperimentCLI
 from vitlight.training.record import RunDirectory
+from vitlight.training.resolve import resolve_run
 
 
 def save_model(path: Path, image_size: int = 28, num_classes: int = 4) -> Path:

@@ -21,8 +21,8 @@ from tests.training.test_run import assert_bit_equal, final_state, fit_args_for,
 from vitlight.cli import main
 from vitlight.data.cache import ShardCache
 from vitlight.data.index import load_index
-from vitlight.training.experiment import resolve_run
 from vitlight.training.record import RunDirectory
+from vitlight.training.resolve import resolve_run
 
 NUM_SHARDS = 10
 FETCHED_AGAIN = r"an evaluation lie in .* GiB of remote shards, .*: every evaluation fetches them again"

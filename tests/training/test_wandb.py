@@ -1,88 +1,243 @@
+import json
+import os
+import signal
+import socket
+import subprocess
 import sys
-from types import SimpleNamespace
+import time
+from pathlib import Path
 
 import pytest
 
-from vitlight.training.wandb import build_wandb_logger, update_summary
+from tests.conftest import ROOT
+from tests.training.fake_wandb import FakeWandb
+from vitlight.errors import InputError
+from vitlight.training.record import RunDirectory
+from vitlight.training.wandb import replay, start_wandb
+from vitlight.training.wandb_process import children_of
 
 
-@pytest.fixture
-def settings(tmp_path):
-    return {"run_dir": tmp_path, "run_id": "abc", "name": "n", "group": "g", "project": "p", "config": {"a": 1}}
-
-
-@pytest.fixture
-def calls(monkeypatch, tmp_path):
-    """What wandb.init is called with, without a server and without a run."""
-    made = []
-
-    def init(**arguments):
-        made.append(arguments)
-        raise RuntimeError("stopped here")
-
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Settings=lambda **values: values))
-    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_PROJECT", "WANDB_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch, tmp_path):
+    for name in [name for name in os.environ if name.startswith("WANDB")]:
+        monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    return made
 
 
-def test_no_key_means_offline_and_never_a_prompt(settings, calls):
-    with pytest.warns(UserWarning, match="W&B can't be used, the run goes on without it: stopped here"):
-        assert build_wandb_logger(**settings) is None
-    assert calls[0]["mode"] == "offline"
-    assert calls[0]["id"] == "abc"
-    assert calls[0]["config"] == {"a": 1}
+@pytest.fixture
+def fake(monkeypatch, tmp_path):
+    folder = tmp_path / "fake"
+    folder.mkdir()
+    fake = FakeWandb(folder)
+    monkeypatch.setenv("PYTHONPATH", f"{folder}:{ROOT}")
+    monkeypatch.setenv("FAKE_WANDB_CALLS", str(fake.calls_path))
+    return fake
 
 
-@pytest.mark.filterwarnings("ignore:W&B can't be used")
-def test_a_key_means_online_and_the_same_run(settings, calls, monkeypatch):
-    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
-    build_wandb_logger(**settings)
-    assert (calls[0]["mode"], calls[0]["resume"]) == (None, "allow")
+@pytest.fixture
+def run(tmp_path):
+    run = RunDirectory(tmp_path / "runs" / "abc")
+    run.create()
+    return run
 
 
-@pytest.mark.filterwarnings("ignore:W&B can't be used")
-def test_a_key_for_another_host_is_no_key(settings, calls, monkeypatch, tmp_path):
+def is_alive(pid: int) -> bool:
+    """A zombie is not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def write_rows(run: RunDirectory, first: int, last: int) -> None:
+    for step in range(first, last + 1):
+        run.append({"event": "train", "step": step, "data/samples_seen": 16 * step, "train/loss": 1 / step})
+
+
+def start(run: RunDirectory, finish_seconds: float = 60.0):
+    return start_wandb(run, "abc", "n", "g", ["vit", "vit_nano1"], "p", {"a": 1}, finish_seconds)
+
+
+def test_every_row_arrives_once_in_order_with_its_axes(run, fake):
+    projection = start(run)
+    for step in range(1, 6):
+        write_rows(run, step, step)
+        projection.rows_written()
+    projection.finish({"top1": 0.5, "reason": None}, 0)
+    ((init, _),) = fake.calls("init")
+    assert (init["id"], init["name"], init["group"], init["job_type"]) == ("abc", "n", "g", "fit")
+    assert (init["tags"], init["project"], init["config"]) == (["vit", "vit_nano1"], "p", {"a": 1})
+    assert fake.calls("log") == [
+        [{"data/samples_seen": 16 * i, "train/loss": 1 / i, "trainer/global_step": i}, i - 1] for i in range(1, 6)
+    ]
+    assert ["val/*", "compute/train_flops"] in fake.calls("define_metric")
+    assert ["*", "data/samples_seen"] in fake.calls("define_metric")
+    assert fake.calls("summary") == [[{"top1": 0.5}]]
+    assert fake.calls("finish") == [[0]]
+
+
+def test_no_key_means_offline_and_never_a_prompt(run, fake, monkeypatch, tmp_path):
+    def mode_and_resume() -> tuple:
+        start(run).finish({}, 0)
+        init, _ = fake.calls("init")[-1]
+        return init["mode"], init["resume"], init["project"]
+
+    assert mode_and_resume() == ("offline", None, "p")
     (tmp_path / "netrc").write_text("machine wandb.example.org login user password " + "k" * 40 + "\n")
     (tmp_path / "netrc").chmod(0o600)
-    build_wandb_logger(**settings)
-    assert calls[0]["mode"] == "offline"
+    assert mode_and_resume() == ("offline", None, "p")
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
-    build_wandb_logger(**settings)
-    assert calls[1]["mode"] is None
-
-
-@pytest.mark.filterwarnings("ignore:W&B can't be used")
-def test_the_environment_decides_the_project_and_the_mode(settings, calls, monkeypatch):
-    monkeypatch.setenv("WANDB_PROJECT", "mine")
-    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    assert mode_and_resume() == (None, "allow", "p")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    build_wandb_logger(**settings)
-    assert (calls[0]["project"], calls[0]["mode"]) == ("mine", "offline")
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert build_wandb_logger(**settings) is None
-    assert len(calls) == 1
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    assert mode_and_resume() == ("offline", None, "mine")
 
 
-def test_other_ranks_do_not_touch_it(settings, calls, monkeypatch):
+def test_other_ranks_and_runs_without_it_start_nothing(run, fake, monkeypatch):
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert start(run) is None
+    monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setattr(rank_zero_only, "rank", 1)
-    assert build_wandb_logger(**settings) is None
-    assert calls == []
+    assert start(run) is None
+    assert not (run.path / "wandb").exists()
 
 
-def test_a_summary_that_fails_is_a_warning():
-    from lightning.pytorch.loggers import WandbLogger
+def test_a_resumed_run_sends_what_the_server_lacks(run, fake, monkeypatch):
+    """The server has 4 rows; the record was cut back to 3 and grows to 6: it gets the last two."""
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    monkeypatch.setenv("FAKE_WANDB_STARTING_STEP", "4")
+    write_rows(run, 1, 3)
+    projection = start(run)
+    projection.rows_written()
+    write_rows(run, 4, 6)
+    projection.rows_written()
+    projection.finish({}, 0)
+    assert [(row["trainer/global_step"], step) for row, step in fake.calls("log")] == [(5, 4), (6, 5)]
 
-    class Broken(WandbLogger):
-        def __init__(self):
-            pass
 
-        @property
-        def experiment(self):
-            raise ConnectionError("gone")
+@pytest.mark.parametrize("where", ["init", "log", "finish"])
+def test_a_service_that_hangs_for_ever_is_given_up(run, fake, monkeypatch, where):
+    monkeypatch.setenv("FAKE_WANDB", f"hang in {where}")
+    projection = start(run, finish_seconds=1.0)
+    for step in range(1, 300):  # more than a pipe would take of rows
+        write_rows(run, step, step)
+        projection.rows_written()
+    deadline = time.monotonic() + 60
+    while where == "finish" and len(fake.calls("log")) < 299 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    taken = 299 if where == "finish" else 0
+    with pytest.warns(
+        UserWarning, match=f"W&B lacks rows of this run, .*metrics.jsonl has them all: it took {taken} of 299"
+    ):
+        projection.finish({}, 0)
+    assert len(run.rows()) == 299
+    assert projection._process.returncode is not None
+    assert children_of(projection._process.pid) == []
 
-    with pytest.warns(UserWarning, match="summary could not be written: gone"):
-        update_summary([Broken()], {"top1": 0.5})
+
+def test_a_service_that_refuses_every_row_is_one_warning(run, fake, monkeypatch):
+    monkeypatch.setenv("FAKE_WANDB", "raise in log")
+    projection = start(run)
+    write_rows(run, 1, 3)
+    with pytest.warns(UserWarning, match="W&B lacks rows of this run.*ConnectionError: no route to host") as caught:
+        projection.finish({"top1": 1.0}, 0)
+    assert len(caught) == 1
+    assert [step for _, step in fake.calls("log")] == [0, 1, 2]
+    assert fake.calls("finish") == [[0]]
+
+
+def test_a_server_that_refuses_the_run_leaves_it_offline(run, fake, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    monkeypatch.setenv("FAKE_WANDB", "raise in init")
+    projection = start(run)
+    write_rows(run, 1, 2)
+    with pytest.warns(UserWarning, match="no route to host; they are in its offline folder, for `wandb sync`"):
+        projection.finish({}, 0)
+    assert [mode["mode"] for _, mode in fake.calls("init")] == [None, "offline"]
+    assert len(fake.calls("log")) == 2
+
+
+def test_a_run_that_is_killed_leaves_a_finished_projection(run, fake):
+    """SIGKILL of the run: its process for W&B sends what stands in the record, and ends."""
+    reading, writing = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            projection = start(run)
+            write_rows(run, 1, 4)
+            projection.rows_written()
+            os.write(writing, str(projection._process.pid).encode())
+            time.sleep(1000)
+        finally:
+            os._exit(1)
+    pid = int(os.read(reading, 100))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    os.close(reading), os.close(writing)
+    deadline = time.monotonic() + 60
+    while not fake.calls("finish") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert [step for _, step in fake.calls("log")] == [0, 1, 2, 3]
+    assert fake.calls("finish") == [[1]]
+    while is_alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_alive(pid)
+
+
+def test_replay_shows_the_whole_record_as_a_new_run(run, fake):
+    write_rows(run, 1, 3)
+    start(run).finish({}, 0)
+    run.write_result({"status": "done", "top1": 0.25, "versions": {"torch": "2"}})
+    name = replay(run.path)
+    assert name.startswith("abc-")
+    assert fake.calls("init")[-1][0]["id"] == name
+    assert [step for _, step in fake.calls("log")[3:]] == [0, 1, 2]
+    assert fake.calls("summary")[-1] == [{"status": "done", "top1": 0.25}]
+    with pytest.raises(InputError, match=r"no metrics.jsonl and wandb/projection.json"):
+        replay(run.path.parent)
+
+
+def offline_records(run: RunDirectory) -> list[dict]:
+    """Of the one offline folder there is."""
+    (path,) = (run.path / "wandb").glob("offline-run-*/*.wandb")
+    leet = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(path)]
+    printed = subprocess.run(leet, capture_output=True, text=True, timeout=120, check=True)
+    return [json.loads(line) for line in printed.stdout.splitlines()]
+
+
+def test_a_resumed_offline_run_is_one_folder_with_every_row_once(run, monkeypatch):
+    """With the real W&B: 5 rows, cut back to 3, then 4 to 7."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    write_rows(run, 1, 3)
+    length = run.metrics_length()
+    write_rows(run, 4, 5)
+    start(run).finish({}, 75)
+    run.rewind_metrics(length)
+    projection = start(run)
+    projection.rows_written()
+    write_rows(run, 4, 7)
+    projection.finish({"top1": 0.5}, 0)
+    records = offline_records(run)
+    rows = [record["history"]["item"] for record in records if record["type"] == "history"]
+    assert [(row["_step"], row["trainer/global_step"]) for row in rows] == [(i, i + 1) for i in range(7)]
+    (started,) = [record["run"] for record in records if record["type"] == "run" and "display_name" in record["run"]]
+    assert (started["run_group"], started["job_type"], started["tags"]) == ("g", "fit", ["vit", "vit_nano1"])
+    assert [record["exit"]["exit_code"] for record in records if record["type"] == "exit"] == [0]
+
+
+def test_a_server_that_never_answers_is_given_up_and_leaves_no_process(run, monkeypatch):
+    """The real W&B, and a server that takes the connection and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        projection = start(run, finish_seconds=1.0)
+        write_rows(run, 1, 2)
+        pid = projection._process.pid
+        deadline = time.monotonic() + 60
+        while not (services := children_of(pid)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert services
+        with pytest.warns(UserWarning, match="it took 0 of 2 rows within 1 s of the end"):
+            projection.finish({}, 0)
+    assert not any(map(is_alive, (pid, *services)))

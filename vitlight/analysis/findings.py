@@ -194,6 +194,12 @@ def state_caveats(runs: pd.DataFrame, summary: pd.DataFrame) -> list[str]:
             f"{format_count(int(twins), 'run')} share settings and seed with another: they differ in something "
             "that the columns don't show, so those cells' spread is not over seeds alone."
         )
+    set_back = counted.loc[counted["rollbacks"].notna(), "run_id"]
+    if len(set_back):
+        caveats.append(
+            f"{format_count(len(set_back), 'run')} went back to an earlier step after diverging, and on at a lower learning "
+            f"rate than tables show: {', '.join(map(str, set_back))}."
+        )
     chosen = choose_settings(summary)
     if (chosen["num_settings"] > 1).any():
         by_top1 = (chosen["chosen_by"] == "top1").any()

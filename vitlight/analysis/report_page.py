@@ -91,9 +91,7 @@ def _header(title: str, runs: pd.DataFrame, counted: pd.DataFrame, summary: pd.D
         n = int(best["n"])
         top1 = format_top1(float(best["top1_mean"]), float(best["top1_std"]) if n > 1 else None)
         facts.append(("highest mean top-1", f"{top1} %", f"{best['arch']}, n = {n}"))
-        facts.append(
-            ("training compute", format_si(sum(counted["train_flops"]), "FLOP"), f"{FLOP_CONVENTION}, all runs done")
-        )
+        facts.append(("training compute", format_si(sum(counted["own_train_flops"]), "FLOP"), _compute_note(counted)))
         facts.append(_time_fact(counted))
         facts += _noise_fact(summary)
     lede = (
@@ -129,11 +127,17 @@ def _origin(counted: pd.DataFrame) -> str:
     return " · ".join(parts)
 
 
+def _compute_note(counted: pd.DataFrame) -> str:
+    shared = sum(counted["train_flops"]) - sum(counted["own_train_flops"])
+    note = f"{FLOP_CONVENTION}, all runs done"
+    return f"{note}; {format_si(shared, 'FLOP')} that runs share is counted once" if shared else note
+
+
 def _time_fact(counted: pd.DataFrame) -> tuple[str, str, str]:
-    column = "device_seconds" if counted["device_seconds"].notna().all() else "wall_seconds"
+    column = "own_device_seconds" if counted["own_device_seconds"].notna().all() else "wall_seconds"
     devices = ", ".join(sorted(str(device) for device in counted["device"].dropna().unique()))
     return (
-        "device time" if column == "device_seconds" else "wall time",
+        "device time" if column == "own_device_seconds" else "wall time",
         format_duration(counted[column].sum()),
         devices,
     )

@@ -138,11 +138,10 @@ def not_counted_table(runs: pd.DataFrame) -> str:
             NONE if pd.isna(run[column]) else str(run[column])
             for column in ("status", "arch", "num_train_samples", "seed")
         ]
-        reason = (
-            "no result.json yet"
-            if run["status"] == "running"
-            else ("" if pd.isna(run["reason"]) else str(run["reason"]))
-        )
+        parts = [str(run["reason"])] if pd.notna(run["reason"]) else []
+        if pd.notna(run["last_good_checkpoint"]):
+            parts.append(f"last good checkpoint {run['last_good_checkpoint']}")
+        reason = "no result.json yet" if run["status"] == "running" else "; ".join(parts)
         cells = "".join(f'<td class="text">{escape(text)}</td>' for text in [*texts, progress, str(run["run_id"])])
         rows.append(f'<tr>{cells}<td class="text wrap">{escape(reason)}</td></tr>')
     titles = ("status", "model", "images", "seed", "samples seen", "run", "reason")

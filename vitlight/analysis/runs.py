@@ -59,12 +59,16 @@ COLUMNS = {
     "device": "text",
     "reason": "text",
     "horizon_samples": "count",
+    "own_train_flops": "exact",
+    "own_device_seconds": "real",
     "num_eval_samples": "count",
     "top1_count": "count",
     "in_channels": "count",
     "num_classes": "count",
     "started_at": "text",
     "finished_at": "text",
+    "last_good_checkpoint": "text",
+    "rollbacks": "records",
     "versions": "versions",
 }
 DTYPES = {
@@ -73,6 +77,7 @@ DTYPES = {
     "exact": "object",
     "real": "Float64",
     "fraction": "Float64",
+    "records": "string",
     "versions": "string",
 }
 # What a finished run must have: without any of these it has no place in a scaling plot.
@@ -117,8 +122,8 @@ def load_runs(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     """One row a run found at or beneath `paths`, in path order, with the columns COLUMNS.
 
     Integer columns are Int64 with NA; `train_flops` is an object column of Python integers, exact at any length;
-    fractions lie in [0, 1]; `versions` is JSON text; times are ISO UTC. Raises InputError for a path that doesn't
-    exist or has no run in it.
+    fractions lie in [0, 1]; `versions` and `rollbacks` (NA where there was none) are JSON text; times are ISO UTC. Raises
+    InputError for a path that doesn't exist or has no run in it.
     """
     records = [_read_run(run_dir) for run_dir in find_run_dirs(paths)]
     columns = {}
@@ -165,6 +170,9 @@ def _read_run(run_dir: Path) -> dict[str, Any]:
         if result.get("status") not in STATUSES:
             raise ValueError(f"status {result.get('status')!r} is none of {', '.join(STATUSES)}")
         record = {column: _checked(column, result.get(column)) for column in COLUMNS}
+        for whole in ("train_flops", "device_seconds"):  # a run that shares no steps with others has them all to itself
+            if record[f"own_{whole}"] is None:
+                record[f"own_{whole}"] = record[whole]
         if record["status"] == "done":
             lacking = [column for column in REQUIRED_WHEN_DONE if record[column] is None]
             if lacking:
@@ -184,6 +192,8 @@ def _checked(column: str, value: Any) -> Any:
         return value
     if kind == "versions" and isinstance(value, Mapping):
         return json.dumps(value, sort_keys=True)
+    if kind == "records" and isinstance(value, list):
+        return json.dumps(value, sort_keys=True) if value else None
     if kind in ("count", "exact") and isinstance(value, int | float) and not isinstance(value, bool):
         if value < 0 or value != int(value) or (kind == "count" and value >= 1 << 63):
             raise ValueError(f"{column} is {value!r}, which is not a count")

@@ -21,7 +21,7 @@ from vitlight.data.policies import (
 )
 from vitlight.errors import InputError, did_you_mean
 
-__all__ = ["Augmentation", "centre_box", "erase", "random_resized_box", "repeated_keys"]
+__all__ = ["Augmentation", "centre_box", "erase", "random_box", "random_resized_box", "repeated_keys"]
 
 Box = tuple[int, int, int, int]
 Pixels = NDArray[np.uint8]
@@ -56,12 +56,15 @@ _MAX_MAGNITUDE = {"randaugment_big_vision": 30.0, "randaugment_timm": 10.0}
 class Augmentation:
     """Crop and resize, flip, policy, colour jitter, erasing, in this order.
 
-    The crop is the random-resized one (Szegedy et al. 2014, arXiv 1409.4842). null takes what the policy's source has. A
-    setting that the policy does not read is an error. What each policy does: policies.py.
+    The crop is the random-resized one (Szegedy et al. 2014, arXiv 1409.4842), or with crop_side that of an image squeezed
+    into a square. null takes what the policy's source has. A setting that is not read is an error. What each policy does:
+    policies.py.
 
     Args:
         min_area: Smallest part of the image's area that a crop covers, in (0, 1]; 1 without jitter_ratio keeps it whole.
         jitter_ratio: Draw the aspect ratio log-uniformly from 3/4 to 4/3.
+        crop_side: Instead, cut a box of this part of height and of width, in (0, 1], anywhere: 384/448 is BiT's resize to
+            448 x 448 and random crop of 384. Needs min_area 1 and no jitter_ratio.
         flip: Mirror half of the images.
         interpolation: Of the crop's resize, antialiased: `bilinear` as torchvision's default, or `bicubic` as in DeiT.
         policy: Pixel operations on the resized crop.
@@ -78,6 +81,7 @@ class Augmentation:
 
     min_area: float = 0.08
     jitter_ratio: bool = True
+    crop_side: float | None = None
     flip: bool = True
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     policy: Literal["none", "randaugment_big_vision", "randaugment_timm", "trivialaugment", "three_augment"] = "none"
@@ -100,6 +104,14 @@ class Augmentation:
             raise InputError(f"data.augmentation.interpolation={self.interpolation} is not bilinear or bicubic")
         if not 0.0 < self.min_area <= 1.0:
             raise InputError(f"data.augmentation.min_area={self.min_area} is not in (0, 1]")
+        if self.crop_side is not None:
+            if not 0.0 < self.crop_side <= 1.0:
+                raise InputError(f"data.augmentation.crop_side={self.crop_side} is not in (0, 1]")
+            if self.min_area != 1.0 or self.jitter_ratio:
+                raise InputError(
+                    f"data.augmentation.crop_side={self.crop_side} takes the place of the random-resized crop; set min_area "
+                    f"to 1.0 and jitter_ratio to false, not {self.min_area} and {str(self.jitter_ratio).lower()}"
+                )
         for name in ("num_ops", "magnitude", "magnitude_std", "increasing"):
             value = getattr(self, name)
             if value is not None and name not in _READS[self.policy]:
@@ -172,6 +184,8 @@ class Augmentation:
 
     def box(self, height: int, width: int, draws: Row) -> Box:
         """The crop (top, left, height, width) of an image, from its row of draws; a list of them is the fastest."""
+        if self.crop_side is not None:
+            return random_box(height, width, draws, self.crop_side)
         return random_resized_box(height, width, draws, self.min_area, self.jitter_ratio)
 
     def is_flipped(self, draws: Row) -> bool:
@@ -223,6 +237,13 @@ def random_resized_box(height: int, width: int, draws: Row, min_area: float, jit
     largest = math.exp(_LOG_RATIO) if jitter_ratio else 1.0
     crop_width, crop_height = min(width, round(height * largest)), min(height, round(width * largest))
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+
+
+def random_box(height: int, width: int, draws: Row, side: float) -> Box:
+    """Box (top, left, height, width) of the part `side` of height and of width, its place uniform."""
+    box_height, box_width = max(1, round(side * height)), max(1, round(side * width))
+    top, left = int(draws[_TOP] * (height - box_height + 1)), int(draws[_LEFT] * (width - box_width + 1))
+    return top, left, box_height, box_width
 
 
 def centre_box(height: int, width: int, crop_fraction: float) -> Box:

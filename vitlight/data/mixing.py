@@ -44,6 +44,9 @@ class Mixing:
         cutmix_probability: CutMix instead of MixUp, where both are on; null: 0.5.
         probability: Of mixing at all.
         per: Draw once for each `sample`, or once for the global `batch`.
+        target_threshold: Classes with more than this share of a mixture are wholly its targets, and the others not at all:
+            for sigmoid losses (Wightman et al. 2021, arXiv 2110.00476, who count every class that is present, 0; timm's
+            bce-target-thresh). null: targets are the shares.
     """
 
     mixup_alpha: float = 0.0
@@ -51,6 +54,7 @@ class Mixing:
     cutmix_probability: float | None = None
     probability: float = 1.0
     per: Literal["sample", "batch"] = "batch"
+    target_threshold: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("mixup_alpha", "cutmix_alpha"):
@@ -60,6 +64,10 @@ class Mixing:
             value = getattr(self, name)
             if value is not None and not 0.0 <= value <= 1.0:
                 raise InputError(f"data.mixing.{name}={value} is not in [0, 1]")
+        if self.target_threshold is not None and not 0.0 <= self.target_threshold < 0.5:
+            raise InputError(
+                f"data.mixing.target_threshold={self.target_threshold} is not in [0, 0.5): the larger share must be above it"
+            )
         if self.per not in ("sample", "batch"):
             raise InputError(f"data.mixing.per={self.per} is not sample or batch")
         if self.cutmix_probability is not None and not (self.mixup_alpha and self.cutmix_alpha):
@@ -67,10 +75,11 @@ class Mixing:
                 f"data.mixing.cutmix_probability={self.cutmix_probability} chooses between MixUp and CutMix, but one is "
                 f"off; set it to null, or both mixup_alpha and cutmix_alpha above 0"
             )
-        if not self.mixup_alpha and not self.cutmix_alpha and (self.per, self.probability) != ("batch", 1.0):
+        is_default = (self.per, self.probability, self.target_threshold) == ("batch", 1.0, None)
+        if not self.mixup_alpha and not self.cutmix_alpha and not is_default:
             warnings.warn(
-                f"data.mixing.per={self.per} and probability={self.probability} are not read: mixup_alpha and "
-                f"cutmix_alpha are 0",
+                f"data.mixing.per={self.per}, probability={self.probability} and target_threshold={self.target_threshold} "
+                f"are not read: mixup_alpha and cutmix_alpha are 0",
                 stacklevel=3,
             )
 
@@ -131,6 +140,8 @@ class Mixing:
             pixel_weight = torch.where(is_cutmix[:, None, None, None] > 0, (~in_box).float(), pixel_weight)
         mixed_images = torch.lerp(_partners(images), images, pixel_weight.to(images.dtype))
         mixed_targets = torch.lerp(_partners(targets), targets, kept[:, None].to(targets.dtype))
+        if self.target_threshold is not None:
+            mixed_targets = (mixed_targets > self.target_threshold).to(targets.dtype)
         return mixed_images, mixed_targets
 
 

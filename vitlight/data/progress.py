@@ -1,14 +1,29 @@
 """How far a long job has come: a bar on a terminal, a plain line every few seconds anywhere else."""
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["progress"]
+__all__ = ["duration_text", "progress"]
 
 BAR_SECONDS = 0.2
 LINE_SECONDS = 5.0
+
+
+def duration_text(seconds: float) -> str:
+    """Two units at most, rounded up: 59.2 -> "1 min", 5400 -> "1 h 30 min"."""
+    whole = math.ceil(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes = math.ceil(whole / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    return f"{hours // 24} d {hours % 24} h"
 
 
 @contextmanager

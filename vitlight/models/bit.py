@@ -89,8 +89,9 @@ class StandardConv2d(nn.Conv2d):
 
 def standardised(kernel: Tensor, eps: float) -> Tensor:
     """(C, C_in, h, w), each kernel[c] less its mean and divided by sqrt(variance + eps), in the memory format it came in."""
-    if kernel.is_contiguous(memory_format=torch.channels_last) and not kernel.is_contiguous():
-        # Read in memory order, it need not be copied, nor its gradient.
+    if kernel.stride(1) < kernel.stride(3):
+        # Channels last: read in memory order, it need not be copied, and its gradient comes with the same strides, as DDP
+        # wants it; also where height and width are 1 and both orders are the same.
         return standardised(kernel.permute(0, 2, 3, 1), eps).permute(0, 3, 1, 2)
     # Batch norm over (1, C, fan_in) is weight standardisation in one fused kernel, and rounds as timm's does. Layer norm of
     # the rows would take less than half the time, which is 4 % of a training step on a CPU.

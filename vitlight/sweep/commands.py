@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,12 +59,13 @@ def plan_command(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(rows, indent=1))
     else:
-        _print_table([*_naming_columns(planned), *COST_COLUMNS, _summed("steps", "steps")], rows, f"{len(rows)} cells")
+        columns = [*_naming_columns(planned), *_cost_columns(planned), _summed("steps", "steps")]
+        _print_table(columns, rows, f"{len(rows)} cells")
     return 0
 
 
 def run_command(args: argparse.Namespace) -> int:
-    """Run the sweep; 0 when every cell has a result, 1 when some failed, 128 + N when signal N stopped it."""
+    """Run the sweep; 0 when every cell has a result, 1 when some failed, 75 or 128 + N when a signal stopped it."""
     from vitlight.sweep.executors import LocalExecutor
     from vitlight.sweep.plan import sweep_directory
     from vitlight.sweep.runner import run_planned
@@ -97,7 +98,7 @@ def status_command(args: argparse.Namespace) -> int:
     else:
         counts = {state: sum(row["state"] == state for row in rows) for state in STATE_STYLES}
         summary = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-        columns = [*_naming_columns(planned), *STATE_COLUMNS[:1], *COST_COLUMNS, *STATE_COLUMNS[1:]]
+        columns = [*_naming_columns(planned), *STATE_COLUMNS[:1], *_cost_columns(planned), *STATE_COLUMNS[1:]]
         _print_table(columns, rows, f"{len(planned)} cells: {summary}")
         for row in rows:
             if row["reason"]:
@@ -135,17 +136,28 @@ def _si(number: int | None) -> str:
     return str(number)
 
 
-COST_COLUMNS = (
-    Column("params", lambda row: _si(row["params"]), numeric=True),
-    Column("forward MACs per image", lambda row: _si(row["forward_macs"]), numeric=True),
-    Column(
-        "train FLOPs",
-        lambda row: "" if row["train_flops"] is None else f"{row['train_flops']:.3e}",
-        lambda rows: f"{sum(row['train_flops'] for row in rows if row['cell'] is not None):.3e}",
+def _cost_columns(planned: Sequence[PlannedCell]) -> list[Column]:
+    """Where cells share a trunk, what each costs by itself stands beside the FLOPs its result counts; only these sum up."""
+    flops = [_flops("train FLOPs", "train_flops")]
+    if any(item.own_train_flops != item.run.train_flops for item in planned):
+        flops = [replace(flops[0], total=lambda rows: ""), _flops("of these its own", "own_train_flops")]
+    return [
+        Column("params", lambda row: _si(row["params"]), numeric=True),
+        Column("forward MACs per image", lambda row: _si(row["forward_macs"]), numeric=True),
+        *flops,
+        _summed("images", "horizon_samples"),
+    ]
+
+
+def _flops(title: str, name: str) -> Column:
+    return Column(
+        title,
+        lambda row: "" if row[name] is None else f"{row[name]:.3e}",
+        lambda rows: f"{sum(row[name] for row in rows if row['cell'] is not None):.3e}",
         numeric=True,
-    ),
-    _summed("images", "horizon_samples"),
-)
+    )
+
+
 STATE_COLUMNS = (
     Column("state", lambda row: f"[{STATE_STYLES[row['state']] or 'default'}]{row['state']}[/]"),
     _summed("images seen", "samples_seen"),
@@ -239,6 +251,7 @@ def _plan_row(planned: PlannedCell) -> Row:
         "params": run.params,
         "forward_macs": run.forward_macs,
         "train_flops": run.train_flops,
+        "own_train_flops": planned.own_train_flops,
         "horizon_samples": run.horizon_samples,
         "steps": run.steps,
         "global_batch_size": run.global_batch_size,

@@ -12,6 +12,7 @@ from typing import TypeGuard
 from vitlight.sweep.claims import read_attempts
 from vitlight.sweep.plan import PlannedCell
 from vitlight.sweep.status import FINISHED, Result, claim_path, read_result
+from vitlight.training.signals import REQUEUE
 
 __all__ = ["Failure", "FailureMark", "SweepOutcome", "exit_reason", "is_finished", "result_reason"]
 
@@ -37,9 +38,10 @@ class SweepOutcome:
 
     @property
     def exit_code(self) -> int:
-        """128 + the signal's number (130 for Ctrl-C, 143 for SIGTERM), 1 where a cell failed, else 0."""
+        """1 where a cell failed, else 0; of a sweep that was stopped, as of a run: 75 where a scheduler did it, which then
+        starts it again, and 128 + the signal's number for Ctrl-C and a closed terminal."""
         if self.signum is not None:
-            return 128 + self.signum
+            return REQUEUE if self.signum in (signal.SIGTERM, signal.SIGUSR1) else 128 + self.signum
         return 1 if self.failures else 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,9 +11,9 @@ from vitlight.errors import InputError
 from vitlight.sweep.space import Cell, Sweep
 
 if TYPE_CHECKING:
-    from vitlight.training.experiment import ResolvedRun
+    from vitlight.training.resolve import ResolvedRun
 
-__all__ = ["PlannedCell", "Resolve", "plan_sweep", "sweep_directory"]
+__all__ = ["PlannedCell", "Resolve", "plan_sweep", "shorter_first", "sweep_directory"]
 
 Resolve = Callable[[Sequence[str]], "ResolvedRun"]
 Track = Callable[[Sequence[Cell]], Iterable[Cell]]
@@ -21,11 +21,13 @@ Track = Callable[[Sequence[Cell]], Iterable[Cell]]
 
 @dataclass(frozen=True)
 class PlannedCell:
-    """A cell, the complete arguments that start it, and the run that they resolve to."""
+    """A cell, the complete arguments that start it, the run that they resolve to, and what of its training FLOPs is left
+    where it begins with the steps that a shorter cell of the same trunk has done."""
 
     cell: Cell
     args: tuple[str, ...]  # the cell's, with --run.name and --run.root where the cell doesn't set them
     run: ResolvedRun
+    own_train_flops: int
 
 
 def plan_sweep(
@@ -37,7 +39,7 @@ def plan_sweep(
     its parameters and reason), two cells that are the same run, cells that lie in different directories.
     """
     if resolve is None:
-        from vitlight.training.experiment import resolve_run
+        from vitlight.training.resolve import resolve_run
 
         resolve = resolve_run
     planned: list[PlannedCell] = []
@@ -46,7 +48,8 @@ def plan_sweep(
     for cell in track(cells):
         args = _complete_args(sweep, cell, root)
         try:
-            planned.append(PlannedCell(cell, args, resolve(args)))
+            run = resolve(args)
+            planned.append(PlannedCell(cell, args, run, run.train_flops))
         except InputError as error:
             reasons[cell.index] = str(error)
     if reasons:
@@ -56,12 +59,37 @@ def plan_sweep(
             f"cell {first} ({cells[first].label}): {reason}"
         )
     _check_distinct(sweep, planned)
-    return planned
+    return _share_trunks(planned)
 
 
 def sweep_directory(planned: Sequence[PlannedCell]) -> Path:
     """The directory that holds every run of the sweep: `<root>/<name>`."""
     return planned[0].run.run_dir.parent
+
+
+def shorter_first(planned: PlannedCell) -> tuple[int, int, int]:
+    """The order in which cells are started: by cost, and in a trunk from its root."""
+    trunk = planned.run.trunk
+    return planned.run.train_flops, trunk.last_step if trunk is not None else 0, planned.cell.index
+
+
+def _share_trunks(planned: Sequence[PlannedCell]) -> list[PlannedCell]:
+    """The same cells; each begins where the longest of the cells before it, in its trunk, has left the trunk."""
+    left: dict[Path, int] = {}  # folder of a trunk -> the last step that a cell leaves there
+    begins: dict[int, int] = {}
+    for item in sorted(planned, key=shorter_first):
+        trunk = item.run.trunk
+        if trunk is not None:
+            begin = left.get(trunk.folder, 0)
+            begins[item.cell.index] = begin if begin <= trunk.last_step else 0
+            left[trunk.folder] = max(begin, trunk.last_step)
+    return [
+        replace(item, own_train_flops=item.run.train_flops // item.run.steps * (item.run.steps - begin))
+        if begin
+        else item
+        for item in planned
+        for begin in [begins.get(item.cell.index, 0)]
+    ]
 
 
 def _complete_args(sweep: Sweep, cell: Cell, root: Path | None) -> tuple[str, ...]:

@@ -1,11 +1,11 @@
 """The runner's voice: one line an event, and in a terminal a bar under them with the time left."""
 
-import math
 import time
 from collections.abc import Container, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
+from vitlight.data.progress import duration_text
 from vitlight.sweep.plan import PlannedCell
 
 if TYPE_CHECKING:
@@ -21,20 +21,6 @@ def seconds_left(flops_done: int, flops_left: int, elapsed_seconds: float) -> fl
     return flops_left * elapsed_seconds / flops_done if flops_done > 0 else None
 
 
-def duration_text(seconds: float) -> str:
-    """Two units at most, rounded up: 59.2 -> "1 min", 5400 -> "1 h 30 min"."""
-    whole = math.ceil(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes = math.ceil(whole / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    return f"{hours // 24} d {hours % 24} h"
-
-
 class SweepProgress(AbstractContextManager["SweepProgress"]):
     """Counts cells by what became of them; rate and time left come from the training FLOPs of cells ended since then.
 
@@ -47,7 +33,7 @@ class SweepProgress(AbstractContextManager["SweepProgress"]):
         from rich.progress import BarColumn, Progress, TextColumn
 
         self._console = console or Console(highlight=False, soft_wrap=True)
-        flops_left = [item.run.train_flops for item in planned if item.run.run_id not in finished]
+        flops_left = [item.own_train_flops for item in planned if item.run.run_id not in finished]
         self._num_cells, self._num_done = len(planned), len(planned) - len(flops_left)
         self._num_failed = self._num_running = 0
         self._flops_done, self._flops_left = 0, sum(flops_left)
@@ -76,12 +62,12 @@ class SweepProgress(AbstractContextManager["SweepProgress"]):
     def ended(self, planned: PlannedCell, state: str, detail: str, ours: bool) -> None:
         """`state`: done, diverged or failed. `ours`: this runner ran it."""
         self._num_running -= ours
-        self._flops_left -= planned.run.train_flops
+        self._flops_left -= planned.own_train_flops
         if state == "failed":
             self._num_failed += 1
         else:
             self._num_done += 1
-            self._flops_done += planned.run.train_flops
+            self._flops_done += planned.own_train_flops
         self._event(state, planned, detail if ours else f"{detail} (another runner's)".strip())
 
     def say(self, text: str) -> None:

@@ -24,10 +24,11 @@ from vitlight.errors import InputError
 from vitlight.sweep.claims import Attempts, Claim
 from vitlight.sweep.executors import Executor, Job, LocalExecutor
 from vitlight.sweep.outcomes import Failure, FailureMark, SweepOutcome, exit_reason, is_finished, result_reason
-from vitlight.sweep.plan import PlannedCell, Resolve, plan_sweep, sweep_directory
+from vitlight.sweep.plan import PlannedCell, Resolve, plan_sweep, shorter_first, sweep_directory
 from vitlight.sweep.progress import SweepProgress, duration_text
 from vitlight.sweep.space import Sweep
 from vitlight.sweep.status import FINISHED, Result, claim_path, log_path, read_result
+from vitlight.training.signals import REQUEUE
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["run_planned", "run_sweep"]
 
 TICK_SECONDS = 0.05
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 def run_sweep(
@@ -50,7 +51,7 @@ def run_sweep(
     """Run every cell that has no result yet, cheap ones first, `jobs` at a time, and wait for others' cells.
 
     `executor` replaces the local one (and `jobs`); claims of others are tried again every `poll_seconds`.
-    SIGINT, SIGTERM and SIGHUP reach the cells as SIGTERM, and the cells are awaited; a second signal kills them.
+    SIGINT, SIGTERM, SIGHUP and SIGUSR1 reach the cells as SIGTERM, and the cells are awaited; a second signal kills them.
     InputError: as in `plan_sweep`, before anything is started; jobs < 1; the directory can't be made.
     """
     executor = executor or LocalExecutor(jobs)
@@ -110,7 +111,7 @@ class _Runner:
     ) -> None:
         self._executor, self._progress, self._stop = executor, progress, stop
         unfinished = [item for item in planned if item.run.run_id not in finished]
-        self._waiting = sorted(unfinished, key=lambda item: (item.run.train_flops, item.cell.index))
+        self._waiting = sorted(unfinished, key=shorter_first)
         self._marks = {item.run.run_id: FailureMark.of(item) for item in unfinished}
         self._running: list[_Running] = []
         self._free_slots = list(range(executor.num_slots))
@@ -152,6 +153,8 @@ class _Runner:
         for planned in list(self._waiting):
             if not self._free_slots or self._stop.signums:
                 return
+            if self._awaits_trunk(planned):
+                continue
             claim = Claim.take(claim_path(planned))
             if claim is None:
                 continue
@@ -166,6 +169,15 @@ class _Runner:
                 self._fail(planned, reason, ours=False)
             else:
                 self._start(planned, claim, result)
+
+    def _awaits_trunk(self, planned: PlannedCell) -> bool:
+        """Whether a shorter cell of its trunk, running or waiting, has yet to leave the state that this one begins from."""
+        trunk = planned.run.trunk
+        if trunk is None:
+            return False
+        others = [item.run.trunk for item in [*self._waiting, *(running.planned for running in self._running)]]
+        steps = {other.last_step for other in others if other is not None and other.folder == trunk.folder}
+        return any(step < trunk.last_step and not trunk.has(step) for step in steps)
 
     def _start(self, planned: PlannedCell, claim: Claim, result: Result | None) -> None:
         attempts = claim.attempts()
@@ -188,6 +200,9 @@ class _Runner:
                 self._finish(running.planned, result, ours=True, seconds=time.monotonic() - running.began)
             elif self._stopping:
                 self._progress.say(f"stopped  {running.planned.cell.label}  {running.planned.run.run_id}")
+            elif code == REQUEUE:  # somebody else has stopped this cell alone
+                self._progress.say(f"stopped, to go on  {running.planned.cell.label}  {running.planned.run.run_id}")
+                self._waiting.insert(0, running.planned)
             else:
                 fresh = result if result is None or result.content != running.content_before else None
                 reason = result_reason(fresh) or exit_reason(code, log_path(running.planned))
@@ -237,7 +252,7 @@ def _keep_copy(source: Path, copy: Path) -> None:
 
 @contextmanager
 def _stop_signals() -> Iterator[_Stop]:
-    """Collect SIGINT, SIGTERM and SIGHUP instead of dying of them; those that the caller ignores stay ignored."""
+    """Collect STOP_SIGNALS instead of dying of them; those that the caller ignores stay ignored."""
     stop = _Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop

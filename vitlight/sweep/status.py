@@ -53,8 +53,9 @@ def sweep_status(sweep: Sweep, resolve: Resolve | None = None, root: Path | None
     """One row a cell in grid order, then one row for each run in the directory that no cell makes (state `other`).
 
     Keys: cell, parameters, run_id, run_dir, state (done, running, failed, diverged, waiting, other), params,
-    forward_macs (per image), train_flops (of the whole run), samples_seen (so far), horizon_samples, top1 (fraction,
-    None unless done), seconds (wall), reason (None unless failed or diverged). InputError as in plan_sweep.
+    forward_macs (per image), train_flops (of the whole run), own_train_flops (without the steps that a shorter cell of
+    the same trunk does), samples_seen (so far), horizon_samples, top1 (fraction, None unless done), seconds (wall),
+    reason (None unless failed or diverged). InputError as in plan_sweep.
     """
     return status_rows(plan_sweep(sweep, resolve, root))
 
@@ -93,6 +94,7 @@ def _cell_row(planned: PlannedCell) -> dict[str, Any]:
         "params": run.params,
         "forward_macs": run.forward_macs,
         "train_flops": run.train_flops,
+        "own_train_flops": planned.own_train_flops,
         "horizon_samples": run.horizon_samples,
         **_progress(run.run_dir, result.values if result and state in FINISHED else None),
         "reason": reason,
@@ -108,7 +110,10 @@ def _other_row(run_dir: Path) -> dict[str, Any]:
         "run_id": run_dir.name,
         "run_dir": str(run_dir),
         "state": "other",
-        **{key: values.get(key) for key in ("params", "forward_macs", "train_flops", "horizon_samples")},
+        **{
+            key: values.get(key)
+            for key in ("params", "forward_macs", "train_flops", "own_train_flops", "horizon_samples")
+        },
         **_progress(run_dir, values if result and result.status in FINISHED else None),
         "reason": values.get("reason"),
     }

@@ -22,17 +22,19 @@ def target_ranks(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class ExactAccuracy(Metric):
-    """Counts of correct images in int64, loss summed in float64, over the rows whose weight is 1."""
+    """Counts of images, of correct ones, and of those whose logits or loss aren't finite, in int64, and the loss summed in
+    float64, over the rows whose weight is 1."""
 
     full_state_update = False
     num_images: Tensor
     num_top1: Tensor
     num_top5: Tensor
+    num_nonfinite: Tensor
     loss_sum: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        for name in ("num_images", "num_top1", "num_top5"):
+        for name in ("num_images", "num_top1", "num_top5", "num_nonfinite"):
             self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("loss_sum", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
@@ -43,6 +45,7 @@ class ExactAccuracy(Metric):
         self.num_images += counted.sum()
         self.num_top1 += (counted & (ranks < 1)).sum()
         self.num_top5 += (counted & (ranks < 5)).sum()
+        self.num_nonfinite += (counted & ~(logits.isfinite().all(1) & losses.isfinite())).sum()
         self.loss_sum += torch.where(counted, losses.double(), 0.0).sum()
 
     def compute(self) -> dict[str, float | int]:
@@ -54,4 +57,5 @@ class ExactAccuracy(Metric):
             "loss": float(self.loss_sum) / count if count else float("nan"),
             "top1_count": int(self.num_top1),
             "num_images": count,
+            "num_nonfinite": int(self.num_nonfinite),
         }

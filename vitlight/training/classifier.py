@@ -1,13 +1,13 @@
 """ImageClassifier: the one LightningModule, for every architecture."""
 
+import math
 import sys
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.distributed.fsdp import FSDPModule
 
 from vitlight.cost import count_params, forward_macs, train_flops
 from vitlight.data.datamodule import ShardedImages
@@ -15,10 +15,15 @@ from vitlight.data.plan import DataPlan, hash_words
 from vitlight.errors import InputError
 from vitlight.models import arch_family, build_model, set_activation_checkpointing
 from vitlight.training.accuracy import ExactAccuracy
+from vitlight.training.clipping import clip_adaptively
+from vitlight.training.ema import check_average, take_raw_weights
+from vitlight.training.losses import Loss, check_loss, image_losses
 from vitlight.training.memory_format import MemoryFormat, choose_memory_format
-from vitlight.training.optim import AdamW
-from vitlight.training.pretrained import load_pretrained
-from vitlight.training.schedule import Duration, WarmupCosine
+from vitlight.training.network_parts import set_head_bias
+from vitlight.training.optim import Optimizer
+from vitlight.training.pretrained import check_weights_settings, load_pretrained
+from vitlight.training.rollback import check_rollback
+from vitlight.training.schedule import Duration, Schedule
 
 __all__ = ["ImageClassifier", "axes_at"]
 
@@ -48,22 +53,30 @@ class ImageClassifier(pl.LightningModule):
         image_size: Pixels of a side; linked to `data.image_size`.
         in_channels: Linked to `data.channels`.
         duration: How long to train.
-        optimizer: AdamW and its settings.
+        optimizer: Which one, and its settings.
         schedule: Of the learning rate, as a function of samples seen.
-        loss: `softmax` cross-entropy, or `sigmoid`: the sum of a binary cross-entropy for each class, for images that may
-            have several labels.
-        label_smoothing: Part of the target spread evenly over all classes, in [0, 1); training only, softmax only.
+        loss: `softmax` cross-entropy, or a binary cross-entropy for each class, for images that may have several labels:
+            `sigmoid` their sum, `sigmoid_mean` their mean.
+        label_smoothing: Part of the target spread evenly over all classes, in [0, 1); training only.
+        head_bias_init: What the classifier's biases start at instead of 0: with a sigmoid loss, about the logarithm of a
+            class's share, so that the first steps needn't find it (big_vision: -6.9 for 1,000 classes, -10 for 21,000).
         model_options: Further fields of the architecture's config, for example `{drop_path_rate: 0.1}`.
         compile: Compile the network with torch.compile.
         memory_format: Order of the network's maps and kernels in memory; `auto` takes what was measured to be fastest for
             the architecture, device and precision.
         activation_checkpointing: Keep only what enters each block for the backward pass, and compute the rest again: less
             memory for about a third more work, with the same gradients.
+        gradient_compression: `bf16` sends the gradients between the ranks in bfloat16: half the bytes, and rounded sums.
         weights: What to start from instead of fresh weights: a file, a URL or `hf-hub:ORG/NAME`. Position embeddings
             and the like are resized to `image_size`. A resumed run doesn't read it.
         weights_digest: What the content of `weights` must be; null: whatever it is when the run starts.
         weights_layout: Whose names the tensors have: `timm`, `google`, `huggingface`, `vitlight`, or `auto`: seen from them.
         weights_head: `load` the classifier too, or leave it `fresh`, as for other classes.
+        ema_decay: Evaluate an exponential moving average of the weights that keeps this part of itself at every optimizer
+            step, in (0, 1); null: the weights themselves.
+        ema_warmup: Let that average start faster: min(ema_decay, (1 + t) / (10 + t)) after t steps.
+        rollback_lr_factor: Where the run diverges, go back to its last good checkpoint, once, and train on with the
+            learning rate times this, in (0, 1); null: the run ends.
         seed: Of weights and dropout; linked to `seed_everything`.
     """
 
@@ -74,33 +87,33 @@ class ImageClassifier(pl.LightningModule):
         image_size: int,
         in_channels: int = 3,
         duration: Duration = Duration(),  # noqa: B008  frozen
-        optimizer: AdamW = AdamW(),  # noqa: B008  frozen
-        schedule: WarmupCosine = WarmupCosine(),  # noqa: B008  frozen
-        loss: Literal["softmax", "sigmoid"] = "softmax",
+        optimizer: Optimizer = Optimizer(),  # noqa: B008  frozen
+        schedule: Schedule = Schedule(),  # noqa: B008  frozen
+        loss: Loss = "softmax",
         label_smoothing: float = 0.0,
+        head_bias_init: float | None = None,
         model_options: dict[str, Any] | None = None,
         compile: bool = False,
         memory_format: MemoryFormat = "auto",
         activation_checkpointing: bool = False,
+        gradient_compression: Literal["none", "bf16"] = "none",
         weights: str | None = None,
         weights_digest: str | None = None,
         weights_layout: Literal["auto", "timm", "google", "huggingface", "vitlight"] = "auto",
         weights_head: Literal["load", "fresh"] = "load",
+        ema_decay: float | None = None,
+        ema_warmup: bool = False,
+        rollback_lr_factor: float | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if not 0.0 <= label_smoothing < 1.0:
-            raise InputError(f"model.label_smoothing={label_smoothing} is not in [0, 1)")
-        if loss == "sigmoid" and label_smoothing:
-            raise InputError(
-                f"model.label_smoothing={label_smoothing} has no meaning with model.loss=sigmoid; set it to 0"
-            )
-        given = {"weights_digest": weights_digest, "weights_layout": weights_layout, "weights_head": weights_head}
-        for name, value in given.items():
-            if weights is None and value not in (None, "auto", "load"):
-                raise InputError(
-                    f"model.{name}={value} has no meaning without model.weights; set that, or leave it out"
-                )
+        check_average(ema_decay, ema_warmup)
+        check_rollback(rollback_lr_factor)
+        self.ema_decay, self.ema_warmup, self.rollback_lr_factor = ema_decay, ema_warmup, rollback_lr_factor
+        self.rollbacks: list[dict[str, Any]] = []  # as `note_rollback` writes them
+        self.logit_sum = torch.zeros(())  # of the latest training batch: finite as long as every logit is
+        check_loss(loss, label_smoothing)
+        check_weights_settings(weights, weights_digest, weights_layout, weights_head, head_bias_init)
         self.weights, self.weights_digest = weights, weights_digest
         self.weights_layout, self.weights_head = weights_layout, weights_head
         self.arch, self.family = arch, arch_family(arch)
@@ -110,15 +123,19 @@ class ImageClassifier(pl.LightningModule):
         self.model = build_model(
             arch, num_classes=num_classes, image_size=image_size, in_channels=in_channels, **(model_options or {})
         )
+        if head_bias_init is not None:
+            set_head_bias(self.model, head_bias_init)
         self.num_params = count_params(self.model)
         self.forward_macs = forward_macs(self.model, image_size)
         self.memory_format, self._image_format = memory_format, torch.preserve_format
+        self.gradient_compression = gradient_compression
         set_activation_checkpointing(self.model, activation_checkpointing)
         if compile:
             self.model.compile(dynamic=False)  # batches have one size in training and one in evaluation
         self.val_accuracy, self.test_accuracy = ExactAccuracy(), ExactAccuracy()
         self.results: dict[str, dict[str, float | int]] = {}
         self.start_step = 0
+        self.origin_step: int | None = None  # at which the run takes over a checkpoint of another run
 
     @property
     def images(self) -> ShardedImages:
@@ -143,7 +160,7 @@ class ImageClassifier(pl.LightningModule):
         self._image_format = choose_memory_format(
             self.memory_format, self.model, self.trainer.strategy.root_device.type, self.trainer.precision
         )
-        if self._image_format != torch.preserve_format:
+        if self._image_format != torch.preserve_format and not isinstance(self.model, FSDPModule):
             self.model.to(memory_format=self._image_format)  # type: ignore[call-overload]
         if stage == "fit":
             if self.weights is not None:
@@ -153,11 +170,27 @@ class ImageClassifier(pl.LightningModule):
                     print(line, file=sys.stderr)
             self.images.start_step, self.images.num_steps = self.start_step, self.horizon_steps
 
-    def configure_optimizers(self) -> Optimizer:
+    def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.optimizer.build(self.model)
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Units one by one where asked for, then all gradients together; once an optimizer step, loss scale undone."""
+        if self.optimizer.adaptive_clip is not None:
+            clip_adaptively(self.model, self.optimizer.adaptive_clip)
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["vitlight"] = {"step": self.trainer.global_step, "plan_digest": self.images.plan.digest}
+        checkpoint["vitlight"] = {
+            "step": self.trainer.global_step,
+            "plan_digest": self.images.plan.digest,
+            "horizon_samples": self.horizon_steps * self.images.plan.global_batch_size,
+            "rollbacks": self.rollbacks,
+        }
         # Lightning's own loop counters speak of one process's epochs and loaders; the step says it all.
         checkpoint.pop("loops", None)
 
@@ -168,7 +201,18 @@ class ImageClassifier(pl.LightningModule):
                 f"the checkpoint at step {state['step']} was made with data plan {state['plan_digest']}, not "
                 f"{self.images.plan.digest}: its data, subset, seed or data.global_batch_size differ"
             )
+        horizon = self.horizon_steps * self.images.plan.global_batch_size
+        taken_over = state["step"] == self.origin_step
+        if self.trainer.training and not taken_over and state["horizon_samples"] != horizon:
+            raise InputError(
+                f"the checkpoint at step {state['step']} is of a run of {state['horizon_samples']} samples seen, not "
+                f"{horizon}: its model.duration differs, on which the learning rates depend; to go beyond a finished run's "
+                f"horizon set run.extend"
+            )
         self.start_step = self.images.start_step = state["step"]
+        self.rollbacks = self.rollbacks or state["rollbacks"]
+        if self.trainer.training:
+            take_raw_weights(checkpoint)
         # Put Lightning's counters where the run stands.
         loop = self.trainer.fit_loop.epoch_loop
         micro_batches = self.start_step * self.trainer.accumulate_grad_batches
@@ -181,33 +225,28 @@ class ImageClassifier(pl.LightningModule):
     def learning_rate_at(self, step: int) -> float:
         """The rate of optimizer step `step` (from 0): the schedule at the middle of its batch."""
         batch = self.images.plan.global_batch_size
-        return self.optimizer.lr * self.schedule.factor((step + 0.5) * batch, self.horizon_steps * batch)
+        peak = self.optimizer.lr * math.prod(rollback["lr_factor"] for rollback in self.rollbacks)
+        return peak * self.schedule.factor((step + 0.5) * batch, self.horizon_steps * batch)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         step, rank = self.trainer.global_step, self.trainer.global_rank
         rate = self.learning_rate_at(step)
         for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("lr_scale", 1.0)
         # Dropout draws from (seed, step, rank), so a resumed step draws what it would have drawn.
-        torch.manual_seed(int(hash_words(_DROPOUT, self.seed, step, batch_idx, rank)[0] >> 1))
+        part = batch_idx % self.trainer.accumulate_grad_batches  # the number itself starts anew in a resumed process
+        torch.manual_seed(int(hash_words(_DROPOUT, self.seed, step, part, rank)[0] >> 1))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        losses = self._losses(self._logits(batch["image"]), batch, self.label_smoothing)
+        logits = self._logits(batch["image"])
+        self.logit_sum = logits.detach().sum()
+        losses = image_losses(logits, batch["label"], batch.get("target"), self.loss, self.label_smoothing)
         return (losses * batch["weight"]).mean()
 
     def _logits(self, images: Tensor) -> Tensor:
         """Float32 (B, K), whatever the precision of the weights."""
         dtype = next(self.model.parameters()).dtype  # not float32 under bf16-true and the like
         return self.model(images.to(dtype=dtype, memory_format=self._image_format)).float()
-
-    def _losses(self, logits: Tensor, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
-        """The loss of each image, (B,). Under softmax, several labels share the target evenly."""
-        target = batch.get("target")
-        if self.loss == "sigmoid":
-            dense = F.one_hot(batch["label"], logits.shape[1]).float() if target is None else target
-            return F.binary_cross_entropy_with_logits(logits, dense, reduction="none").sum(1)
-        wanted = batch["label"] if target is None else target / target.sum(1, keepdim=True)
-        return F.cross_entropy(logits, wanted, reduction="none", label_smoothing=label_smoothing)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(self.val_accuracy, batch)
@@ -220,7 +259,8 @@ class ImageClassifier(pl.LightningModule):
         labels = batch["label"]
         if "target" in batch:  # several labels: any of them is right, so the highest ranked counts
             labels = logits.masked_fill(batch["target"] == 0, -torch.inf).argmax(1)
-        accuracy.update(logits, labels, self._losses(logits, batch), batch["weight"])
+        losses = image_losses(logits, batch["label"], batch.get("target"), self.loss)
+        accuracy.update(logits, labels, losses, batch["weight"])
 
     def on_validation_epoch_end(self) -> None:
         self._close_evaluation("val", self.val_accuracy, len(self.images.val_ids))

@@ -1,32 +1,30 @@
-"""From a command line to a validated run: parsing, and all that can be checked before anything runs."""
+"""From a command line to settings."""
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
 import lightning.pytorch as pl
-import torch
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from vitlight.cost import count_params, forward_macs, train_flops
 from vitlight.data.augment import Augmentation
 from vitlight.data.datamodule import ShardedImages
 from vitlight.data.labels import LabelSource
 from vitlight.data.mixing import Mixing
 from vitlight.errors import InputError, did_you_mean
-from vitlight.models import build_model, set_activation_checkpointing
 from vitlight.training.classifier import ImageClassifier
-from vitlight.training.identity import run_id
-from vitlight.training.optim import AdamW
-from vitlight.training.pretrained import weights_digest
+from vitlight.training.ema import check_average
+from vitlight.training.losses import check_loss
+from vitlight.training.optim import Optimizer
+from vitlight.training.pretrained import check_weights_settings
+from vitlight.training.rollback import check_rollback
 from vitlight.training.run_settings import RunSettings
-from vitlight.training.schedule import Duration, WarmupCosine
+from vitlight.training.schedule import Duration, Schedule
 
-__all__ = ["ExperimentCLI", "ResolvedRun", "resolve_run"]
+__all__ = ["ExperimentCLI"]
 
 # What the plan derives, or what would make the numbers inexact, is not offered; where to turn instead.
 _DERIVED = {
@@ -52,25 +50,6 @@ _DERIVED = {
 }
 _GROUPS = ("model", "data", "run", "trainer")
 _MODEL_FROM_DATA = {"image_size": "data.image_size", "num_classes": "data.num_classes", "in_channels": "data.channels"}
-_MAX_SEED = 2**32 - 1  # NumPy's
-
-
-@dataclass(frozen=True)
-class ResolvedRun:
-    """One validated command line of `vitlight fit`, before anything runs."""
-
-    run_id: str
-    run_dir: Path
-    arch: str
-    image_size: int
-    num_train_samples: int
-    params: int
-    forward_macs: int
-    horizon_samples: int
-    steps: int
-    train_flops: int
-    global_batch_size: int
-    seed: int
 
 
 class ExperimentCLI(LightningCLI):
@@ -158,8 +137,13 @@ class ExperimentCLI(LightningCLI):
         for name in _MODEL_FROM_DATA.keys() & (settings["model_options"] or {}).keys():
             raise InputError(f"model.model_options has {name}, which follows from {_MODEL_FROM_DATA[name]}; set that")
         settings["duration"] = Duration(**vars(settings["duration"]))
-        settings["optimizer"] = AdamW(**vars(settings["optimizer"]))
-        settings["schedule"] = WarmupCosine(**vars(settings["schedule"]))
+        settings["optimizer"] = Optimizer(**vars(settings["optimizer"]))
+        settings["schedule"] = Schedule(**vars(settings["schedule"]))
+        check_loss(settings["loss"], settings["label_smoothing"])
+        check_average(settings["ema_decay"], settings["ema_warmup"])
+        check_rollback(settings["rollback_lr_factor"])
+        names = ("weights", "weights_digest", "weights_layout", "weights_head", "head_bias_init")
+        check_weights_settings(**{name: settings[name] for name in names})
         return settings
 
     def build_model(self) -> ImageClassifier:
@@ -226,50 +210,3 @@ def _setting_names(subcommand: str) -> set[str]:
     if chosen is None:
         return set()
     return {action.dest for action in chosen._actions if action.dest not in ("help", "config")}
-
-
-def resolve(cli: ExperimentCLI, data: ShardedImages) -> ResolvedRun:
-    """Check everything that can be checked without training, and say what the run will be."""
-    seed = cli.settings.seed_everything
-    if isinstance(seed, bool) or not 0 <= seed <= _MAX_SEED:
-        raise InputError(f"seed_everything={seed} is not a number from 0 to {_MAX_SEED}")
-    data.prepare()
-    run, model = cli.build_run_settings(), cli.build_model_settings()
-    with torch.device("meta"):
-        network = build_model(
-            model["arch"],
-            num_classes=data.num_classes,
-            image_size=data.image_size,
-            in_channels=data.channels,
-            **(model["model_options"] or {}),
-        )
-    set_activation_checkpointing(network, model["activation_checkpointing"])
-    macs = forward_macs(network, data.image_size)
-    steps = model["duration"].num_steps(data.plan.num_samples, data.global_batch_size, macs)
-    folder, digest = Path(run.root) / run.name, None
-    if model["weights"] is not None:
-        digest = weights_digest(model["weights"], model["weights_digest"], folder)
-        cli.settings.model.weights_digest = digest  # so that experiment.yaml names the run even without the file
-    name = run_id(cli.settings, data.data_digest, digest)
-    return ResolvedRun(
-        run_id=name,
-        run_dir=folder / name,
-        arch=model["arch"],
-        image_size=data.image_size,
-        num_train_samples=data.plan.num_samples,
-        params=count_params(network),
-        forward_macs=macs,
-        horizon_samples=steps * data.global_batch_size,
-        steps=steps,
-        train_flops=train_flops(macs, steps * data.global_batch_size),
-        global_batch_size=data.global_batch_size,
-        seed=seed,
-    )
-
-
-def resolve_run(args: Sequence[str]) -> ResolvedRun:
-    """Validate one `fit` command line (the words after `vitlight`) without running it. Raises InputError."""
-    if not args or args[0] != "fit":
-        raise InputError(f"a run is a `fit` command, not {' '.join(args[:1]) or 'nothing'!r}")
-    cli = ExperimentCLI(args)
-    return resolve(cli, cli.build_data())

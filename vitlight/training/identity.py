@@ -6,7 +6,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-__all__ = ["run_id"]
+__all__ = ["lineage_id", "run_id", "trunk_id"]
 
 # The settings of the trainer that take part in the result; devices, loggers and the like do not.
 _TRAINER_IDENTITY = ("precision", "gradient_clip_val", "gradient_clip_algorithm", "sync_batchnorm")
@@ -15,24 +15,55 @@ _DATA_NOT_IDENTITY = (
 )
 # How the same mathematics is computed: at most the rounding differs, as it does between devices.
 _MODEL_NOT_IDENTITY = ("compile", "memory_format", "activation_checkpointing")
+# Of the schedule: what matters in the cooldown alone, and the warm-up's length, which counts in images.
+_HORIZON_ONLY = (
+    *("cooldown_samples", "cooldown_fraction", "cooldown_shape", "final_fraction", "warmup_samples", "warmup_fraction"),
+)
 _WEIGHTS = ("weights", "weights_digest", "weights_layout", "weights_head")
 
 
-def run_id(settings: Namespace, data_digest: str, weights_digest: str | None) -> str:
-    """Twelve hex digits of the settings without paths, devices and loggers; data and weights count by their digests."""
+def run_id(settings: Namespace, data_digest: str, weights_digest: str | None, extends: str | None = None) -> str:
+    """Twelve hex digits of the settings without paths, devices and loggers; data and weights count by their digests.
+
+    extends: the id of the run that this one continues beyond its horizon.
+    """
+    identity = _identity(settings, data_digest, weights_digest)
+    return _digest(identity | {"extends": extends} if extends is not None else identity)
+
+
+def trunk_id(settings: Namespace, data_digest: str, weights_digest: str | None, warmup_samples: float) -> str:
+    """Of what runs under a schedule with a cooldown have in common before it, whatever their durations."""
+    identity = _identity(settings, data_digest, weights_digest)
+    model = {name: value for name, value in identity["model"].items() if name != "duration"}
+    schedule = {name: value for name, value in model["schedule"].items() if name not in _HORIZON_ONLY}
+    model["schedule"] = schedule | {"warmup": warmup_samples}
+    return _digest(identity | {"model": model})
+
+
+def lineage_id(settings: Namespace, data_digest: str, weights_digest: str | None) -> str:
+    """Of all that an extension has to have in common with the run it extends: everything but duration and schedule."""
+    identity = _identity(settings, data_digest, weights_digest)
+    model = {name: value for name, value in identity["model"].items() if name not in ("duration", "schedule")}
+    return _digest(identity | {"model": model})
+
+
+def _digest(identity: dict[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=6).hexdigest()
+
+
+def _identity(settings: Namespace, data_digest: str, weights_digest: str | None) -> dict[str, Any]:
     plain = _plain(settings)
     model = {name: value for name, value in plain["model"].items() if name not in (*_MODEL_NOT_IDENTITY, *_WEIGHTS)}
     if weights_digest is not None:
         named = {name: plain["model"][name] for name in ("weights_layout", "weights_head")}
         model["weights"] = {"digest": weights_digest, **named}
-    identity = {
+    return {
         "seed": plain["seed_everything"],
         "data_digest": data_digest,
         "data": {name: value for name, value in plain["data"].items() if name not in _DATA_NOT_IDENTITY},
         "model": model,
         "trainer": {name: plain["trainer"][name] for name in _TRAINER_IDENTITY},
     }
-    return hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 
 def _plain(value: Any) -> Any:

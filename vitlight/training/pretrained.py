@@ -13,7 +13,26 @@ from vitlight.errors import InputError
 from vitlight.models.hub import fetch_weights, is_remote
 from vitlight.models.weights import load_weights
 
-__all__ = ["load_pretrained", "locate_weights", "weights_digest"]
+__all__ = ["check_weights_settings", "load_pretrained", "locate_weights", "weights_digest"]
+
+
+def check_weights_settings(
+    weights: str | None,
+    weights_digest: str | None,
+    weights_layout: str,
+    weights_head: str,
+    head_bias_init: float | None,
+) -> None:
+    """InputError for what says how to read `model.weights` where there are none, and for a bias that they would replace."""
+    given = {"weights_digest": weights_digest, "weights_layout": weights_layout, "weights_head": weights_head}
+    for name, value in given.items():
+        if weights is None and value not in (None, "auto", "load"):
+            raise InputError(f"model.{name}={value} has no meaning without model.weights; set that, or leave it out")
+    if weights is not None and weights_head == "load" and head_bias_init is not None:
+        raise InputError(
+            f"model.head_bias_init={head_bias_init} is lost where model.weights are loaded with their head; set it to "
+            f"null, or model.weights_head=fresh"
+        )
 
 
 def locate_weights(source: str) -> Path:

@@ -7,10 +7,12 @@ import math
 import os
 import platform
 import subprocess
+import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from vitlight.errors import InputError
 from vitlight.training.checkpoint import flush_to_disk, write_atomically
@@ -31,6 +33,15 @@ def _is_before(line: str, step: int) -> bool:
         return False
 
 
+def _is_locked(file: IO[str]) -> bool:
+    """Whether this process has, or has just got, the lock."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 class RunDirectory:
     """`runs/NAME/RUN_ID/` with experiment.yaml, metrics.jsonl, result.json, checkpoints/ and, where images were left out,
     skipped.jsonl."""
@@ -47,14 +58,20 @@ class RunDirectory:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
 
     @contextlib.contextmanager
-    def claimed(self) -> Iterator[None]:
-        """Hold the directory; raises InputError while another process does. The lock dies with its holder."""
+    def claimed(self, wait_seconds: float = 0.0) -> Iterator[None]:
+        """Hold the directory; raises InputError when another process has not let go of it within `wait_seconds`. The lock
+        dies with its holder."""
         with (self.path / ".lock").open("a+") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            deadline, said = time.monotonic() + wait_seconds, False
+            while not _is_locked(lock):
                 lock.seek(0)
-                raise InputError(f"run {self.path} is in progress in process {lock.read().strip() or '?'}") from None
+                holder = f"run {self.path} is in progress in process {lock.read().strip() or '?'}"
+                if time.monotonic() >= deadline:
+                    raise InputError(f"{holder}; run.claim_wait_seconds={wait_seconds:g} is how long to wait for it")
+                if not said:
+                    print(f"{holder}; waiting up to {wait_seconds:g} s for it to end", file=sys.stderr, flush=True)
+                said = True
+                time.sleep(0.1)
             lock.truncate(0)
             lock.write(f"{os.getpid()} on {platform.node()}")
             lock.flush()

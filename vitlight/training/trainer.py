@@ -1,5 +1,6 @@
 """The Lightning Trainer of a run: what vitlight decides, and what is left to the settings."""
 
+import sys
 from datetime import timedelta
 from typing import Any
 
@@ -9,11 +10,17 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from vitlight.data.sources import is_remote, shown
 from vitlight.errors import InputError
-from vitlight.training.experiment import ExperimentCLI, ResolvedRun
+from vitlight.models import arch_family
+from vitlight.training.background_logger import BackgroundLogger
+from vitlight.training.batch_norm import SharedBatchNorm
+from vitlight.training.experiment import ExperimentCLI
 from vitlight.training.record import RunDirectory
-from vitlight.training.wandb import build_wandb_logger
+from vitlight.training.resolve import ResolvedRun
+from vitlight.training.run_settings import RunSettings
+from vitlight.training.strategy import choose_strategy, launched_world
+from vitlight.training.wandb import WandbProjection, start_wandb
 
-__all__ = ["build_fit_trainer", "build_trainer"]
+__all__ = ["build_fit_trainer", "build_trainer", "show_on_wandb"]
 
 
 def _without_secrets(value: Any) -> Any:
@@ -27,10 +34,39 @@ def _without_secrets(value: Any) -> Any:
 
 def build_trainer(**arguments: Any) -> pl.Trainer:
     """A Trainer; what Lightning refuses of its settings is bad input."""
+    arguments |= launched_world(arguments)
     try:
-        return pl.Trainer(**arguments)
+        trainer = pl.Trainer(**{**arguments, "strategy": choose_strategy(arguments)})
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise InputError(f"trainer: {error}") from error
+    if getattr(trainer.strategy, "_layer_sync", None) is not None:
+        trainer.strategy._layer_sync = SharedBatchNorm(trainer.strategy.root_device.type)  # type: ignore[attr-defined]
+    return trainer
+
+
+def show_on_wandb(
+    cli: ExperimentCLI, resolved: ResolvedRun, run: RunDirectory, settings: RunSettings
+) -> WandbProjection | None:
+    """The run on Weights & Biases, as the settings ask for it; None on other ranks and where it is turned off."""
+    if not settings.wandb:
+        return None
+    config = _without_secrets(yaml.safe_load(cli.dump()))
+    config.update(
+        arch=resolved.arch,
+        params=resolved.params,
+        forward_macs=resolved.forward_macs,
+        num_train_samples=resolved.num_train_samples,
+    )
+    return start_wandb(
+        run,
+        resolved.run_id,
+        name=f"{resolved.arch} {resolved.num_train_samples} s{resolved.seed}",
+        group=settings.name,
+        tags=[arch_family(resolved.arch), resolved.arch, *settings.tags],
+        project=settings.wandb_project,
+        config=config,
+        finish_seconds=settings.wandb_finish_seconds,
+    )
 
 
 def build_fit_trainer(
@@ -42,21 +78,8 @@ def build_fit_trainer(
 ) -> pl.Trainer:
     """The Trainer of a run. evaluate_every: optimizer steps between passes over `val`, None for no pass."""
     arguments, settings = cli.build_trainer_settings(), cli.build_run_settings()
-    loggers: list[Any] = []
-    if settings.wandb:
-        name = f"{resolved.arch} {resolved.num_train_samples} s{resolved.seed}"
-        config = _without_secrets(yaml.safe_load(cli.dump()))
-        config.update(
-            arch=resolved.arch,
-            params=resolved.params,
-            forward_macs=resolved.forward_macs,
-            num_train_samples=resolved.num_train_samples,
-        )
-        logger = build_wandb_logger(run.path, resolved.run_id, name, settings.name, settings.wandb_project, config)
-        loggers = [logger] if logger is not None else []
     given = arguments.pop("logger", None)
-    if given not in (None, True, False):
-        loggers += given if isinstance(given, list) else [given]
+    loggers = [] if given in (None, True, False) else given if isinstance(given, list) else [given]
     own = arguments.pop("callbacks", None) or []
     for name in ("enable_progress_bar", "enable_model_summary"):  # Record's lines say more; both can be asked for
         arguments[name] = bool(arguments.get(name))
@@ -66,7 +89,7 @@ def build_fit_trainer(
     accumulate = arguments.get("accumulate_grad_batches") or 1
     trainer = build_trainer(
         **arguments,
-        logger=loggers or False,
+        logger=[BackgroundLogger(logger) for logger in loggers] or False,
         callbacks=[*(own if isinstance(own, list) else [own]), *callbacks],
         max_epochs=-1,
         max_steps=resolved.steps,
@@ -79,6 +102,8 @@ def build_fit_trainer(
         default_root_dir=run.path,
         log_every_n_steps=settings.log_every_steps,
     )
+    if trainer.world_size == 1 and cli.settings.model.gradient_compression != "none":
+        print("model.gradient_compression=bf16 does nothing on one rank", file=sys.stderr)
     if hasattr(trainer.strategy, "_timeout"):  # Lightning's DDP and FSDP hand it to torch when the ranks meet
         trainer.strategy._timeout = timedelta(seconds=settings.rank_timeout_seconds)
     return trainer

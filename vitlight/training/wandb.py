@@ -1,17 +1,34 @@
-"""Weights & Biases as a projection of the record: offline where there is no key, on rank 0 only, never in the way."""
+"""Weights & Biases as a projection of the record: offline where there is no key, on rank 0 only, never in the way.
 
+Nothing of W&B is imported in a training process. A process of its own (`wandb_process`) reads metrics.jsonl and sends it;
+all that the run does is to tell it, without waiting, how long the record has grown.
+"""
+
+import contextlib
+import json
 import netrc
 import os
-from collections.abc import Mapping
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-__all__ = ["build_wandb_logger", "update_summary"]
+from vitlight.errors import InputError
+from vitlight.training.checkpoint import write_atomically
+from vitlight.training.record import RunDirectory
+from vitlight.training.wandb_process import children_of
+
+__all__ = ["WandbProjection", "is_rank_zero", "replay", "start_wandb"]
+
+_GRACE_SECONDS = 2.0  # for the process to end by itself when its time is over
+_QUIET_SECONDS = 3.0  # of waiting at the end, before it is said
 
 
 def is_rank_zero() -> bool:
@@ -30,52 +47,159 @@ def _has_key() -> bool:
         return False
 
 
-def build_wandb_logger(
-    run_dir: Path, run_id: str, name: str, group: str, project: str, config: Mapping[str, Any]
-) -> Logger | None:
-    """A WandbLogger that continues the run of the same id, or None on other ranks and where W&B can't start.
+def _is_offline() -> bool:
+    mode = os.environ.get("WANDB_MODE")
+    return mode in ("offline", "dryrun") or (not mode and not _has_key())
+
+
+class WandbProjection:
+    """The record of a run on W&B. No method but `finish` waits, and none raises for what W&B does.
+
+    settings: as `wandb_process` reads them. What goes wrong is one warning; the rows stand in metrics.jsonl.
+    """
+
+    def __init__(self, run: RunDirectory, settings: Mapping[str, Any]) -> None:
+        self.run, self.finish_seconds = run, float(settings["finish_seconds"])
+        self._answer, self._num_rows, self._gave_up, self._warned, self._ended = b"", None, False, False, False
+        self._process: subprocess.Popen[bytes] | None = None
+        folder = run.path / "wandb"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / "projection.json", json.dumps(settings, default=str))
+            with (folder / "projection.log").open("ab") as log:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "vitlight.training.wandb_process", str(folder / "projection.json")],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    bufsize=0,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            self._warn(str(error))
+            return
+        assert self._process.stdin is not None and self._process.stdout is not None
+        os.set_blocking(self._process.stdin.fileno(), False)
+        os.set_blocking(self._process.stdout.fileno(), False)
+
+    def rows_written(self) -> None:
+        """The record has grown."""
+        self._tell({"until": self.run.metrics_path.stat().st_size})
+
+    def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
+        """Hand over the rest, result and exit code, and wait at most `finish_seconds`. Only the first call counts."""
+        if self._process is None or self._ended:
+            return
+        self._ended = True
+        with contextlib.suppress(OSError):
+            self.rows_written()
+        self._tell({"finish": {"summary": _known(summary), "exit_code": exit_code}})
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        if not self._wait(min(_QUIET_SECONDS, self.finish_seconds)):
+            print(f"waiting up to {self.finish_seconds:.0f} s for W&B (run.wandb_finish_seconds)", file=sys.stderr)
+            if not self._wait(max(0.0, self.finish_seconds - _QUIET_SECONDS) + _GRACE_SECONDS):
+                for pid in (*children_of(self._process.pid), self._process.pid):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                self._process.wait()
+        self._listen()
+        self._process.stdout.close()
+        total = len(self.run.rows())
+        if self._num_rows != total or self._gave_up:
+            self._warn(
+                f"it took {self._num_rows or 0} of {total} rows within {self.finish_seconds:.0f} s of the end, "
+                f"and may not have kept all of them"
+            )
+
+    def _wait(self, seconds: float) -> bool:
+        assert self._process is not None
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def _tell(self, message: Mapping[str, Any]) -> None:
+        if self._process is None or self._process.stdin is None or self._process.stdin.closed:
+            return
+        # Shorter than PIPE_BUF, so whole or not at all; what a full pipe refuses, the next message says again.
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+            os.write(self._process.stdin.fileno(), json.dumps(message).encode() + b"\n")
+        self._listen()
+
+    def _listen(self) -> None:
+        """Take what the process has answered so far."""
+        assert self._process is not None and self._process.stdout is not None
+        with contextlib.suppress(BlockingIOError):
+            while chunk := os.read(self._process.stdout.fileno(), 65536):
+                self._answer += chunk
+        *lines, self._answer = self._answer.split(b"\n")
+        for line in lines:
+            message = json.loads(line)
+            self._num_rows = message.get("rows", self._num_rows)
+            self._gave_up = message.get("gave_up", self._gave_up)
+            if "error" in message:
+                self._warn(message["error"])
+
+    def _warn(self, reason: str) -> None:
+        if not self._warned:
+            rank_zero_warn(f"W&B lacks rows of this run, {self.run.metrics_path} has them all: {reason}")
+        self._warned = True
+
+
+def _known(summary: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in summary.items() if value is not None}
+
+
+def start_wandb(
+    run: RunDirectory,
+    run_id: str,
+    name: str,
+    group: str,
+    tags: Sequence[str],
+    project: str,
+    config: Mapping[str, Any],
+    finish_seconds: float,
+) -> WandbProjection | None:
+    """Continues the W&B run of the same id; None on other ranks and where W&B is turned off.
 
     `val/*` and `test/*` are plotted against training FLOPs, everything else against samples seen.
     """
     if not is_rank_zero() or os.environ.get("WANDB_MODE") == "disabled":
         return None
-    from lightning.pytorch.loggers import WandbLogger
-
-    offline = os.environ.get("WANDB_MODE") == "offline" or ("WANDB_MODE" not in os.environ and not _has_key())
-    try:
-        import wandb
-
-        experiment = wandb.init(
-            id=run_id,
-            name=name,
-            group=group,
-            project=os.environ.get("WANDB_PROJECT", project),
-            dir=run_dir,
-            config=dict(config),
-            mode="offline" if offline else None,
-            resume=None if offline else "allow",
-            settings=wandb.Settings(silent=True, console="off"),
-        )
-        logger = WandbLogger(experiment=experiment, save_dir=run_dir)
-        experiment.define_metric("data/samples_seen")
-        experiment.define_metric("compute/train_flops")
-        experiment.define_metric("*", step_metric="data/samples_seen")
-        for split in ("val", "test"):
-            experiment.define_metric(f"{split}/*", step_metric="compute/train_flops")
-    except Exception as error:  # a logging service must never stop a run
-        rank_zero_warn(f"W&B can't be used, the run goes on without it: {error}")
-        return None
-    return logger
+    offline = _is_offline()
+    init = {
+        "id": run_id,
+        "name": name,
+        "group": group,
+        "job_type": "fit",
+        "tags": list(tags),
+        "project": os.environ.get("WANDB_PROJECT", project),
+        "dir": str(run.path.resolve()),
+        "config": dict(config),
+        "mode": "offline" if offline else None,
+        "resume": None if offline else "allow",
+    }
+    metrics_path = str(run.metrics_path.resolve())
+    settings = {"init": init, "metrics_path": metrics_path, "finish_seconds": finish_seconds, "pid": os.getpid()}
+    return WandbProjection(run, settings)
 
 
-def update_summary(loggers: list[Logger], result: Mapping[str, Any]) -> None:
-    """Put the result into the W&B summary and close the run."""
-    from lightning.pytorch.loggers import WandbLogger
+def replay(run_dir: Path, finish_seconds: float = 600.0) -> str:
+    """Show the whole record of a run, as it stands on disk, in a new W&B run; returns that one's id.
 
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            try:
-                logger.experiment.summary.update({name: value for name, value in result.items() if value is not None})
-                logger.experiment.finish()
-            except Exception as error:  # a logging service must never stop a run
-                rank_zero_warn(f"the W&B summary could not be written: {error}")
+    For a run whose rows W&B lacks. It must not be in progress. InputError: there is no record, or it was never shown on W&B.
+    """
+    run, path = RunDirectory(run_dir), run_dir / "wandb" / "projection.json"
+    if not path.is_file() or not run.metrics_path.is_file():
+        raise InputError(f"{run_dir} has no metrics.jsonl and wandb/projection.json: it is no run with run.wandb=true")
+    settings = json.loads(path.read_text())
+    init, offline = settings["init"], _is_offline()
+    run_id = f"{init['id'].partition('-')[0]}-{int(time.time()):x}"
+    init.update(id=run_id, mode="offline" if offline else None, resume=None)
+    settings.update(finish_seconds=finish_seconds, pid=os.getpid())
+    result = run.read_result() or {}
+    plain = {name: value for name, value in result.items() if isinstance(value, (str, int, float))}
+    WandbProjection(run, settings).finish(plain, 0 if result.get("status") == "done" else 1)
+    return run_id

@@ -1,0 +1,85 @@
+"""Five durations from one trunk beside five separate cosine runs: what they cost, and what accuracy they reach.
+
+    python benchmarks/cooldown_branches.py --out OUT --markdown docs/branches.md
+
+Runs sweeps/cooldown_branches.yaml and the same sweep under the experiment's own cosine, both resumable, and compares the
+mean of each duration's seeds. It counts training FLOPs, not seconds, so other work on the machine changes nothing. The data
+are expected where the sweep file says.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from vitlight.analysis.runs import load_runs
+
+HERE = Path(__file__).resolve().parent.parent
+MARKS = ("<!-- measured -->", "<!-- end of measured -->")
+
+
+def cosine_sweep(branches: Path, out: Path) -> Path:
+    """The sweep file without the schedule of the branches."""
+    content = yaml.safe_load(branches.read_text())
+    content["name"] = "cooldown_branches_cosine"
+    content["command"].remove("--config=experiments/wsd.yaml")
+    path = out / "cooldown_branches_cosine.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+def run_sweep(path: Path, out: Path, jobs: int) -> pd.DataFrame:
+    subprocess.run(
+        [sys.executable, "-m", "vitlight", "sweep", "run", str(path), "--root", str(out), "--jobs", str(jobs)], check=True
+    )
+    runs = load_runs(out / yaml.safe_load(path.read_text())["name"])
+    assert (runs.status == "done").all(), runs[["run_id", "status", "reason"]]
+    return runs
+
+
+def render(branches: pd.DataFrame, cosine: pd.DataFrame) -> str:
+    lines = [
+        "| images seen | branch: own train FLOPs | cosine: train FLOPs | branch: top-1, % | cosine: top-1, % | difference |",
+        "|---|---|---|---|---|---|",
+    ]
+    for samples, group in branches.groupby("horizon_samples"):
+        other = cosine[cosine.horizon_samples == samples]
+        own, its = group.own_train_flops.iloc[0], other.train_flops.iloc[0]
+        mine, theirs = 100 * group.top1.astype(float), 100 * other.top1.astype(float)
+        lines.append(
+            f"| {samples:,} | {own:.3e} | {its:.3e} | {mine.mean():.2f} ({mine.min():.2f} to {mine.max():.2f}) | "
+            f"{theirs.mean():.2f} ({theirs.min():.2f} to {theirs.max():.2f}) | {mine.mean() - theirs.mean():+.2f} |"
+        )
+    share = branches.own_train_flops.sum() / cosine.train_flops.sum()
+    seeds = branches.seed.nunique()
+    lines += [
+        "",
+        f"Mean (least to most) of {seeds} seeds. All branches cost {share:.3f} of the cosine runs' training FLOPs; "
+        f"vitlight at {branches.commit.iloc[0]}, torch {yaml.safe_load(branches.versions.iloc[0])['torch']}, "
+        f"{branches.device.iloc[0]}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="root of the runs")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--markdown", type=Path, help="a page whose part between the marks is replaced")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    branches = HERE / "sweeps" / "cooldown_branches.yaml"
+    tables = [run_sweep(path, arguments.out, arguments.jobs) for path in (branches, cosine_sweep(branches, arguments.out))]
+    page = render(*tables)
+    print(page)
+    if arguments.markdown:
+        head, _, rest = arguments.markdown.read_text().partition(MARKS[0])
+        tail = rest.partition(MARKS[1])[2]
+        arguments.markdown.write_text(f"{head}{MARKS[0]}\n\n{page}\n{MARKS[1]}{tail}")
+
+
+if __name__ == "__main__":
+    main()
