@@ -33,7 +33,8 @@ def cosine_sweep(branches: Path, out: Path) -> Path:
 
 def run_sweep(path: Path, out: Path, jobs: int) -> pd.DataFrame:
     subprocess.run(
-        [sys.executable, "-m", "vitlight", "sweep", "run", str(path), "--root", str(out), "--jobs", str(jobs)], check=True
+        [sys.executable, "-m", "vitlight", "sweep", "run", str(path), "--root", str(out), "--jobs", str(jobs)],
+        check=True,
     )
     runs = load_runs(out / yaml.safe_load(path.read_text())["name"])
     assert (runs.status == "done").all(), runs[["run_id", "status", "reason"]]
@@ -72,7 +73,9 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     branches = HERE / "sweeps" / "cooldown_branches.yaml"
-    tables = [run_sweep(path, arguments.out, arguments.jobs) for path in (branches, cosine_sweep(branches, arguments.out))]
+    tables = [
+        run_sweep(path, arguments.out, arguments.jobs) for path in (branches, cosine_sweep(branches, arguments.out))
+    ]
     page = render(*tables)
     print(page)
     if arguments.markdown:

@@ -135,7 +135,18 @@ def test_kill_and_resume_is_bit_identical(finished, tiny_shards, tmp_path):
     left, right = final_state(run), final_state(whole)
     for key in ("state_dict", "optimizer_states", "global_step", "vitlight"):
         assert_bit_equal(left[key], right[key], key)
-    drop = ("wall", "device", "own_device", "images_per", "perf", "verdict", "started", "finished", "versions", "commit")
+    drop = (
+        "wall",
+        "device",
+        "own_device",
+        "images_per",
+        "perf",
+        "verdict",
+        "started",
+        "finished",
+        "versions",
+        "commit",
+    )
     results = [{k: v for k, v in r.read_result().items() if not k.startswith(drop)} for r in (run, whole)]
     assert results[0] == results[1]
 

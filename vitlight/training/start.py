@@ -21,7 +21,7 @@ def agree_on_start(trainer: pl.Trainer, folder: Path) -> tuple[int, Path] | None
         return newest_checkpoint(folder)
     environment = getattr(trainer.strategy, "cluster_environment", None)
     if not dist.is_initialized() and isinstance(environment, LightningEnvironment):
-        if trainer.num_nodes > 1:  # each node's first process starts the others when it trains, so they can't meet before
+        if trainer.num_nodes > 1:  # a node's first process starts the others when it trains: they can't meet before
             return newest_checkpoint(folder)
         if trainer.is_global_zero:  # the other ranks are about to be started with its environment
             found = newest_checkpoint(folder)
