@@ -14,12 +14,16 @@
 export MASTER_ADDR=${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}
 export MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
 
-trap : TERM USR1  # this shell waits for the run to save
+trap : USR1  # this shell waits for the run to save
+trap 'terminated=1' TERM
 
 # --wait: when one rank has ended, the others have a minute. claim_wait_seconds: when the last attempt has not quite ended.
 srun --wait=60 vitlight fit "$@" \
     --trainer.num_nodes="$SLURM_JOB_NUM_NODES" --trainer.devices="$SLURM_NTASKS_PER_NODE" --run.claim_wait_seconds=60
 code=$?
+
+# Cancelled, preempted or requeued: Slurm ends this script, and knows what becomes of the job.
+[ -z "${terminated:-}" ] || sleep 600
 
 case $code in
 0 | 2 | 3 | 130) ;;  # done, bad input, diverged, interrupted

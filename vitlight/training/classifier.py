@@ -42,6 +42,14 @@ def axes_at(step: int, plan: DataPlan, forward_macs: int) -> dict[str, float | i
     }
 
 
+def _seed_generators(seed: int, device: torch.device) -> None:
+    """What torch.manual_seed does for this device. For those that were never used it also notes the call stack, which
+    takes 0.5 CPU-ms in the depth of a training loop."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
 class ImageClassifier(pl.LightningModule):
     """Trains and evaluates one architecture on one set of images.
 
@@ -235,7 +243,7 @@ class ImageClassifier(pl.LightningModule):
             group["lr"] = rate * group.get("lr_scale", 1.0)
         # Dropout draws from (seed, step, rank), so a resumed step draws what it would have drawn.
         part = batch_idx % self.trainer.accumulate_grad_batches  # the number itself starts anew in a resumed process
-        torch.manual_seed(int(hash_words(_DROPOUT, self.seed, step, part, rank)[0] >> 1))
+        _seed_generators(int(hash_words(_DROPOUT, self.seed, step, part, rank)[0] >> 1), self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         logits = self._logits(batch["image"])
