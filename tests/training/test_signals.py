@@ -226,7 +226,22 @@ def test_lightning_handles_no_signal_itself():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_the_context_leaves_handlers_and_mask_as_they_were():
+@pytest.fixture
+def heeded_sigint():
+    """A shell that has put the tests in its background makes them ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_signal_that_the_caller_ignores_stays_ignored(heeded_sigint):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with StopSignals():
+        assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+
+
+def test_the_context_leaves_handlers_and_mask_as_they_were(heeded_sigint):
     before = signal.getsignal(signal.SIGTERM), signal.pthread_sigmask(signal.SIG_BLOCK, [])
     threads = threading.active_count()
     with StopSignals() as stop:
