@@ -21,11 +21,11 @@ import lightning
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
+from pages import write_measured
 
 from vitlight.models import build_model
 from vitlight.training.checkpoint_io import CheckpointWriter
 
-MARKS = ("<!-- waits -->", "<!-- end of waits -->")
 Way = Callable[[dict[str, Any], Path], float]
 
 
@@ -114,8 +114,7 @@ def main() -> int:
     )
     print(text)
     if arguments.markdown is not None:
-        head, _, rest = arguments.markdown.read_text().partition(MARKS[0])
-        arguments.markdown.write_text(f"{head}{MARKS[0]}\n{text}\n{MARKS[1]}{rest.partition(MARKS[1])[2]}")
+        write_measured(arguments.markdown, text, "waits")
     return 0
 
 

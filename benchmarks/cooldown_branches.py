@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pandas as pd
 import yaml
+from pages import write_measured
 
 from vitlight.analysis.runs import load_runs
 
 HERE = Path(__file__).resolve().parent.parent
-MARKS = ("<!-- measured -->", "<!-- end of measured -->")
 
 
 def cosine_sweep(branches: Path, out: Path) -> Path:
@@ -79,9 +79,7 @@ def main() -> None:
     page = render(*tables)
     print(page)
     if arguments.markdown:
-        head, _, rest = arguments.markdown.read_text().partition(MARKS[0])
-        tail = rest.partition(MARKS[1])[2]
-        arguments.markdown.write_text(f"{head}{MARKS[0]}\n\n{page}\n{MARKS[1]}{tail}")
+        write_measured(arguments.markdown, page)
 
 
 if __name__ == "__main__":

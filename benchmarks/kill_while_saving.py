@@ -27,11 +27,11 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: what forks must
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 from forked import become_rank, preload
+from pages import write_measured
 
 __all__ = ["FELL", "KilledSave", "kill_runs"]
 
 ROOT = Path(__file__).resolve().parents[1]
-MARKS = ("<!-- kills -->", "<!-- end of kills -->")
 INTERVAL, STEPS, BATCH = 2, 400, 8  # optimizer steps between checkpoints, and of a run; images of a step
 _WAIT_SECONDS = 120.0  # a process that takes longer to begin a checkpoint hangs
 _POLL_SECONDS = 0.0005
@@ -234,10 +234,7 @@ def main() -> int:
         if kill.fault is not None:
             print(f"kill {number}: {kill.fault}", file=sys.stderr)
     if arguments.markdown is not None:
-        page = arguments.markdown.read_text()
-        head, _, rest = page.partition(MARKS[0])
-        _, _, tail = rest.partition(MARKS[1])
-        arguments.markdown.write_text(f"{head}{MARKS[0]}\n{text}\n{MARKS[1]}{tail}")
+        write_measured(arguments.markdown, text, "kills")
     return int(any(kill.fault is not None for kill in kills))
 
 

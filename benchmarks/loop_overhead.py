@@ -22,9 +22,9 @@ import torch
 from forked import free_port, preload
 from loop_overhead_run import IMAGE_BATCH, LoopCase, fit_settings, train
 from measure import busy_seconds
+from pages import write_measured
 from tables import spread
 
-MARKS = ("<!-- measured -->", "<!-- end of measured -->")
 CONTENDERS = ("fit", "bare")
 # With the steps of a round.
 CASES = (
@@ -186,8 +186,7 @@ def main() -> None:
     page = render(report)
     print(page)
     if arguments.markdown:
-        head, _, rest = arguments.markdown.read_text().partition(MARKS[0])
-        arguments.markdown.write_text(f"{head}{MARKS[0]}\n\n{page}\n{MARKS[1]}{rest.partition(MARKS[1])[2]}")
+        write_measured(arguments.markdown, page)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from statistics import median
 
 import torch
 import torch.nn.functional as F
+from pages import write_measured
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
@@ -39,7 +40,6 @@ CASES = {
 }
 PRECISIONS = ("32", "bf16-mixed")
 MIB = 2**20
-MARKS = ("<!-- table begins -->", "<!-- table ends -->")
 
 
 @dataclass(frozen=True)
@@ -205,8 +205,7 @@ def main() -> None:
     text = f"{where}, torch {torch.__version__}, {torch.get_num_threads()} threads\n\n{table(rows)}"
     print(text)
     if args.markdown:
-        before, _, rest = args.markdown.read_text().partition(MARKS[0])
-        args.markdown.write_text(f"{before}{MARKS[0]}\n\n{text}\n\n{MARKS[1]}{rest.partition(MARKS[1])[2]}")
+        write_measured(args.markdown, text)
 
 
 if __name__ == "__main__":

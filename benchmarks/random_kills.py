@@ -30,8 +30,8 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 from forked import preload
 from kill_cases import CASES, HORIZON, MOVING_CASES, Case, World, fit_arguments, write_data
 from killed_fit import MOMENTS, Attempt, Kill, Moment, Outcome
+from pages import write_measured
 
-MARKS = ("<!-- measured -->", "<!-- end of measured -->")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1)
 _SHARES: dict[Moment, float] = {"start-up": 0.15, "step": 0.35, "saving": 0.25, "evaluating": 0.15, "end": 0.1}
 _MAX_ATTEMPTS = 60  # of a run after its last kill and before it; more means that it doesn't get on
@@ -247,8 +247,7 @@ def main() -> None:
     page = render(report, runs)
     print(page)
     if arguments.markdown:
-        head, _, rest = arguments.markdown.read_text().partition(MARKS[0])
-        arguments.markdown.write_text(f"{head}{MARKS[0]}\n\n{page}\n{MARKS[1]}{rest.partition(MARKS[1])[2]}")
+        write_measured(arguments.markdown, page)
     if any(run.differences for run in runs):
         sys.exit(f"there are differences; what the runs left is in {work}")
     if arguments.work is None:

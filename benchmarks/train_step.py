@@ -24,10 +24,10 @@ from typing import Any
 
 import torch
 from measure import busy_seconds
+from pages import write_measured
 from train_step_tables import render
 
 HERE = Path(__file__).resolve().parent
-MARKS = ("<!-- measured -->", "<!-- end of measured -->")
 
 
 @dataclass(frozen=True)
@@ -228,9 +228,7 @@ def main() -> None:
     page = render(report)
     print(page)
     if arguments.markdown:
-        head, _, rest = arguments.markdown.read_text().partition(MARKS[0])
-        tail = rest.partition(MARKS[1])[2]
-        arguments.markdown.write_text(f"{head}{MARKS[0]}\n\n{page}\n{MARKS[1]}{tail}")
+        write_measured(arguments.markdown, page)
 
 
 if __name__ == "__main__":
