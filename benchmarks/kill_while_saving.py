@@ -2,14 +2,16 @@
 
     python benchmarks/kill_while_saving.py --kills 100 --markdown docs/checkpoints.md
 
-A small ViT saves every other step, each checkpoint padded so that writing it takes longer than the step after it. Each
-process is sent SIGKILL at a moment drawn at random while its second, third or fourth checkpoint is under way, and the same
-command is started again. Ends with 1 unless after every kill a whole checkpoint is found that can be read, says its own
-step, is not older than the one found after the kill before, and is at most one interval older than the newest one begun.
+A small ViT saves every other step, each checkpoint padded so that writing it takes longer than the step after it, first in
+the background and then in place. Each process is sent SIGKILL at a moment drawn at random while its second, third or fourth
+checkpoint is under way, and the same command is started again. Ends with 1 unless after every kill a whole checkpoint is
+found that can be read, says its own step, is not older than the one found after the kill before, and is at most one interval
+older than the newest one begun; in place, moreover, at most one interval older than the last step.
 """
 
 import argparse
 import contextlib
+import itertools
 import multiprocessing
 import os
 import platform
@@ -29,7 +31,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 from forked import become_rank, preload
 from pages import write_measured
 
-__all__ = ["FELL", "KilledSave", "kill_runs"]
+__all__ = ["FELL", "WAYS", "KilledSave", "kill_runs"]
 
 ROOT = Path(__file__).resolve().parents[1]
 INTERVAL, STEPS, BATCH = 2, 400, 8  # optimizer steps between checkpoints, and of a run; images of a step
@@ -37,14 +39,17 @@ _WAIT_SECONDS = 120.0  # a process that takes longer to begin a checkpoint hangs
 _POLL_SECONDS = 0.0005
 
 Fell = Literal["writing, flushing, digesting", "digest written, not renamed", "between saves"]
+Way = Literal["in the background", "in place"]
+WAYS: tuple[Way, ...] = ("in the background", "in place")
 FELL: tuple[Fell, ...] = ("writing, flushing, digesting", "digest written, not renamed", "between saves")
 
 
 @dataclass(frozen=True)
 class KilledSave:
-    """What a kill met and left. begun: the step of the newest checkpoint begun; found: of the newest whole one, 0 for none.
-    lost_steps: how many steps with a row come after that. fault: what is wrong about it."""
+    """What a kill met and left. way: whether steps went on while it saved. begun: the step of the newest checkpoint begun.
+    found: of the newest whole one, 0 for none. lost_steps: how many steps with a row come after. fault: what is wrong."""
 
+    way: Way
     fell: Fell
     begun: int
     found: int
@@ -52,7 +57,7 @@ class KilledSave:
     fault: str | None
 
 
-def fit_arguments(data: Path, root: Path, name: str) -> list[str]:
+def fit_arguments(data: Path, root: Path, name: str, way: Way) -> list[str]:
     """The words after `vitlight`, of a run too long to end before it is killed."""
     return [
         "fit",
@@ -62,6 +67,7 @@ def fit_arguments(data: Path, root: Path, name: str) -> list[str]:
         "--run.num_evaluations=1",
         "--run.log_every_steps=1",
         f"--run.checkpoint_every_steps={INTERVAL}",
+        f"--run.checkpoint_async={str(way == 'in the background').lower()}",
         "--run.wandb=false",
         "--trainer.accelerator=cpu",
         "--trainer.devices=1",
@@ -144,7 +150,7 @@ def _kill_one(args: list[str], checkpoints: Path, padding_mib: int, log: Path, s
     assert process.exitcode == -signal.SIGKILL, "the run ended before it was killed"
 
 
-def _look(checkpoints: Path, metrics: Path, found_before: int) -> KilledSave:
+def _look(way: Way, checkpoints: Path, metrics: Path, found_before: int) -> KilledSave:
     """What is left, before anything else touches it."""
     import torch
 
@@ -162,14 +168,16 @@ def _look(checkpoints: Path, metrics: Path, found_before: int) -> KilledSave:
     fault = None
     if found < begun - INTERVAL:
         fault = f"the newest whole one is of step {found}, and {begun} was begun"
+    elif way == "in place" and lost > INTERVAL:
+        fault = f"the newest whole one is of step {found}, and {lost} steps followed it"
     elif found < found_before:
         fault = f"the newest whole one is of step {found}, and was of {found_before} before"
     elif path is not None and torch.load(path, weights_only=True)["vitlight"]["step"] != found:
         fault = f"{path} says another step"
-    return KilledSave(fell, begun, found, lost, fault)
+    return KilledSave(way, fell, begun, found, lost, fault)
 
 
-def kill_runs(data: Path, folder: Path, num_kills: int, seed: int, padding_mib: int) -> list[KilledSave]:
+def kill_runs(data: Path, folder: Path, way: Way, num_kills: int, seed: int, padding_mib: int) -> list[KilledSave]:
     """Kill runs on the shards in `data`, a new one whenever one has come three quarters of its way."""
     preload()
     folder.mkdir(exist_ok=True)
@@ -180,11 +188,11 @@ def kill_runs(data: Path, folder: Path, num_kills: int, seed: int, padding_mib: 
     while len(kills) < num_kills:
         if found > 0.75 * STEPS:
             num_runs, found = num_runs + 1, 0
-            args = fit_arguments(data, folder, f"run-{num_runs}")
+            args = fit_arguments(data, folder, f"run-{num_runs}", way)
             run = RunDirectory(resolve_run(args).run_dir)
         log, save, part = folder / "log.txt", rng.randint(2, 4), rng.uniform(0, 1.3)
         _kill_one(args, run.checkpoints, padding_mib, log, save, part)
-        kill = _look(run.checkpoints, run.metrics_path, found)
+        kill = _look(way, run.checkpoints, run.metrics_path, found)
         kills.append(kill)
         found = kill.found
     return kills
@@ -195,17 +203,21 @@ def table(kills: list[KilledSave], padding_mib: int, seed: int) -> str:
     import lightning
     import torch
 
-    lines = ["| the kill fell | kills | a whole checkpoint found | most steps lost |", "|---|---|---|---|"]
-    for fell in FELL:
-        met = [kill for kill in kills if kill.fell == fell]
+    lines = ["| saving | the kill fell | kills | a whole checkpoint found | most steps lost |", "|---|---|---|---|---|"]
+    for way, fell in itertools.product(WAYS, FELL):
+        met = [kill for kill in kills if (kill.way, kill.fell) == (way, fell)]
         if met:
             good = sum(kill.fault is None for kill in met)
-            lines.append(f"| {fell} | {len(met)} | {good} | {max(kill.lost_steps for kill in met)} |")
-    behind = Counter((kill.begun - kill.found) // INTERVAL for kill in kills)
+            lines.append(f"| {way} | {fell} | {len(met)} | {good} | {max(kill.lost_steps for kill in met)} |")
+    lines.append("")
+    for way in WAYS:
+        behind = Counter((kill.begun - kill.found) // INTERVAL for kill in kills if kill.way == way)
+        lines.append(
+            f"{way.capitalize()}, the newest whole checkpoint was the newest one begun {behind[0]} times, and the one "
+            f"before it {behind[1]} times."
+        )
     lines += [
-        "",
-        f"{len(kills)} kills, {sum(kill.fault is not None for kill in kills)} faults. The newest whole checkpoint was the "
-        f"newest one begun {behind[0]} times, and the one before it {behind[1]} times. Checkpoints of {padding_mib} MiB "
+        f"{len(kills)} kills, {sum(kill.fault is not None for kill in kills)} faults. Checkpoints of {padding_mib} MiB "
         f"every {INTERVAL} steps; seed {seed}; torch {torch.__version__}, lightning {lightning.__version__}, Python "
         f"{platform.python_version()}, Linux {platform.release()}.",
     ]
@@ -214,7 +226,7 @@ def table(kills: list[KilledSave], padding_mib: int, seed: int) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--kills", type=int, default=100, help="for each of the two ways to save")
     parser.add_argument("--padding-mib", type=int, default=20, help="added to each checkpoint")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where to work, on the disk to be tried (default: a temporary one)")
@@ -225,9 +237,18 @@ def main() -> int:
 
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         write_data(Path(name) / "data")
-        kills = kill_runs(
-            Path(name) / "data", Path(name) / "runs", arguments.kills, arguments.seed, arguments.padding_mib
-        )
+        kills = [
+            kill
+            for way in WAYS
+            for kill in kill_runs(
+                Path(name) / "data",
+                Path(name) / way.replace(" ", "_"),
+                way,
+                arguments.kills,
+                arguments.seed,
+                arguments.padding_mib,
+            )
+        ]
     text = table(kills, arguments.padding_mib, arguments.seed)
     print(text)
     for number, kill in enumerate(kills):

@@ -143,8 +143,9 @@ def test_a_disk_that_is_full_for_a_while_loses_nothing(finished, monkeypatch, ca
     assert_bit_equal(final_state(run)["state_dict"], final_state(whole)["state_dict"])
 
 
-def test_a_whole_checkpoint_is_found_after_every_kill_while_one_is_written(tiny_shards, tmp_path, monkeypatch):
+@pytest.mark.parametrize("way", ["in the background", "in place"])
+def test_a_whole_checkpoint_is_found_after_every_kill_while_one_is_written(way, tiny_shards, tmp_path, monkeypatch):
     benchmark = load_benchmark(monkeypatch)
-    kills = benchmark.kill_runs(tiny_shards, tmp_path, num_kills=10, seed=0, padding_mib=8)
-    assert [kill.fault for kill in kills] == [None] * 10
-    assert sum(kill.fell != "between saves" for kill in kills) >= 5  # the aim is right
+    kills = benchmark.kill_runs(tiny_shards, tmp_path, way, num_kills=8, seed=0, padding_mib=8)
+    assert [kill.fault for kill in kills] == [None] * 8
+    assert sum(kill.fell != "between saves" for kill in kills) >= 4  # the aim is right
