@@ -1,16 +1,19 @@
 """Five durations from one trunk beside five separate cosine runs: what they cost, and what accuracy they reach.
 
+    python benchmarks/cooldown_branches.py --out OUT --search --markdown docs/branches.md
     python benchmarks/cooldown_branches.py --out OUT --markdown docs/branches.md
 
-Runs sweeps/cooldown_branches.yaml and the same sweep under the experiment's own cosine, both resumable, and compares the
-mean of each duration's seeds. It counts training FLOPs, not seconds, so other work on the machine changes nothing. The data
-are expected where the sweep file says.
+`--search` tries peak rates for both schedules instead, on a tenth of the training images that it holds out.
+Runs sweeps/cooldown_branches.yaml and the same sweep under a cosine with the same warm-up and peak rate, both resumable, and
+compares the mean of each duration's seeds. It counts training FLOPs, not seconds, so other work on the machine changes
+nothing. The data are expected where the sweep file says.
 """
 
 import argparse
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import yaml
@@ -19,14 +22,40 @@ from pages import write_measured
 from vitlight.analysis.runs import load_runs
 
 HERE = Path(__file__).resolve().parent.parent
+RATES = [0.004, 0.008, 0.016, 0.032]
+SEARCH_SAMPLES = [60_000, 180_000]
 
 
 def cosine_sweep(branches: Path, out: Path) -> Path:
-    """The sweep file without the schedule of the branches."""
+    """The sweep file with the cosine of the experiment instead of the schedule of the branches, and with its warm-up."""
     content = yaml.safe_load(branches.read_text())
-    content["name"] = "cooldown_branches_cosine"
+    warmup = yaml.safe_load((HERE / "experiments" / "wsd.yaml").read_text())["model"]["schedule"]["warmup_samples"]
+    content["name"] += "_cosine"
     content["command"].remove("--config=experiments/wsd.yaml")
-    path = out / "cooldown_branches_cosine.yaml"
+    content["parameters"] |= {
+        "model.schedule.warmup_samples": {"value": warmup},
+        "model.schedule.warmup_fraction": {"value": "null"},
+    }
+    return write_sweep(content, out)
+
+
+def search_sweep(branches: Path, out: Path) -> Path:
+    """Two of its durations and seeds at several rates, judged on held-out training images; the test set isn't read."""
+    content = yaml.safe_load(branches.read_text())
+    content["name"] = "rate_search"
+    content["parameters"] |= {
+        "model.duration.samples": {"values": SEARCH_SAMPLES},
+        "model.optimizer.lr": {"values": RATES},
+        "seed_everything": {"values": [0, 1]},
+        "data.val_fraction": {"value": 0.1},
+        "data.test": {"value": "null"},
+        "run.num_evaluations": {"value": 1},
+    }
+    return write_sweep(content, out)
+
+
+def write_sweep(content: dict[str, Any], out: Path) -> Path:
+    path = out / f"{content['name']}.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path
 
@@ -65,21 +94,35 @@ def render(branches: pd.DataFrame, cosine: pd.DataFrame) -> str:
     return "\n".join(lines) + "\n"
 
 
+def render_search(branches: pd.DataFrame, cosine: pd.DataFrame) -> str:
+    lines = ["| schedule | images seen | " + " | ".join(map(str, RATES)) + " |", "|---|---|" + "---|" * len(RATES)]
+    for name, runs in (("branches", branches), ("cosine", cosine)):
+        for samples, group in runs.groupby("horizon_samples"):
+            means = [100 * group[group.lr == rate].top1.astype(float).mean() for rate in RATES]
+            lines.append(f"| {name} | {samples:,} | " + " | ".join(f"{mean:.2f}" for mean in means) + " |")
+    num_images = int(branches.num_eval_samples.iloc[0])
+    lines += ["", f"Top-1 in % on {num_images:,} held-out training images by peak rate, mean of 2 seeds."]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="root of the runs")
+    parser.add_argument("--search", action="store_true", help="try peak rates instead")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--markdown", type=Path, help="a page whose part between the marks is replaced")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     branches = HERE / "sweeps" / "cooldown_branches.yaml"
+    if arguments.search:
+        branches = search_sweep(branches, arguments.out)
     tables = [
         run_sweep(path, arguments.out, arguments.jobs) for path in (branches, cosine_sweep(branches, arguments.out))
     ]
-    page = render(*tables)
+    page = render_search(*tables) if arguments.search else render(*tables)
     print(page)
     if arguments.markdown:
-        write_measured(arguments.markdown, page)
+        write_measured(arguments.markdown, page, "search" if arguments.search else "measured")
 
 
 if __name__ == "__main__":

@@ -16,10 +16,9 @@ from typing import Any
 
 from forked import become_rank, rank_environment
 
-__all__ = ["IMAGE_BATCH", "LoopCase", "fit_settings", "train"]
+__all__ = ["LoopCase", "fit_settings", "train"]
 
 ROOT = Path(__file__).resolve().parents[1]
-IMAGE_BATCH = 64
 LEARNING_RATE, CLIP = 1e-3, 1.0  # base.yaml's
 
 
@@ -29,12 +28,13 @@ class LoopCase:
 
     arch: str
     image_size: int
+    batch_size: int
     held: bool
     num_ranks: int = 1
 
     @property
     def title(self) -> str:
-        return f"{self.arch}, {self.image_size} px"
+        return f"{self.arch}, {self.image_size} px, batch {self.batch_size}"
 
 
 def fit_settings(case: LoopCase, data: Path, root: Path, steps: int) -> list[str]:
@@ -49,12 +49,12 @@ def fit_settings(case: LoopCase, data: Path, root: Path, steps: int) -> list[str
         f"--trainer.devices={case.num_ranks}",
         f"--trainer.strategy={'ddp' if case.num_ranks > 1 else 'auto'}",
         f"--model.arch={case.arch}",
-        f"--model.duration.samples={steps * IMAGE_BATCH}",
+        f"--model.duration.samples={steps * case.batch_size}",
         f"--data.train={data / 'train'}",
         f"--data.test={data / 'test'}",
         "--data.num_classes=10",
         f"--data.image_size={case.image_size}",
-        f"--data.global_batch_size={IMAGE_BATCH}",
+        f"--data.global_batch_size={case.batch_size}",
         "--data.num_workers=0",
     ]
 
@@ -139,7 +139,7 @@ def _bare(case: LoopCase, arguments: list[str], clock: _Clock, rank: int) -> Non
     cli = ExperimentCLI(arguments)
     data = cli.build_data()
     data.prepare()
-    data.num_steps = int(cli.settings.model.duration.samples) // IMAGE_BATCH
+    data.num_steps = int(cli.settings.model.duration.samples) // case.batch_size
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
         world_size=case.num_ranks, global_rank=rank, num_nodes=1, accumulate_grad_batches=1
     )

@@ -34,6 +34,7 @@ def test_fetches_of_the_training_loop_and_evaluations_are_told(inner):
         with clock.profile(name):
             pass
     assert listener.calls == ["fetch begins", "fetch ends", "evaluation begins"]
+    assert (clock.profile("[Callback]A.b") is clock.profile("[Callback]A.c")) == isinstance(inner, PassThroughProfiler)
     if isinstance(inner, SimpleProfiler):
         assert len(inner.recorded_durations) == 4
         assert "train_dataloader_next" in clock.summary()

@@ -145,6 +145,12 @@ class ImageClassifier(pl.LightningModule):
         self.start_step = 0
         self.origin_step: int | None = None  # at which the run takes over a checkpoint of another run
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "_current_fx_name":  # Lightning notes each hook's name here, 40 times a step
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
     @property
     def images(self) -> ShardedImages:
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
