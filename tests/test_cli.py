@@ -87,3 +87,20 @@ def test_debug_shows_where_an_error_arose(capsys, monkeypatch):
     monkeypatch.setenv("VITLIGHT_DEBUG", "1")
     assert main(["data", "index", "/no/such/shards"]) == 2
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_warning_of_vitlight_is_one_line_and_one_of_others_says_where_it_comes_from():
+    program = """
+import warnings, vitlight.cli, vitlight.errors
+def handler(args):
+    warnings.warn_explicit("2 rows are left out", UserWarning, vitlight.errors.__file__, 7)
+    warnings.warn_explicit("old", DeprecationWarning, "/elsewhere/other.py", 3)
+    return 0
+vitlight.cli._dispatch = handler
+warnings.simplefilter("always")
+before = warnings.formatwarning
+assert vitlight.cli.main([]) == 0
+assert warnings.formatwarning is before
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stderr == "vitlight: warning: 2 rows are left out\n/elsewhere/other.py:3: DeprecationWarning: old\n"

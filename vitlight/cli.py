@@ -14,7 +14,10 @@ from vitlight import __version__
 from vitlight.convert_command import add_convert_parser
 from vitlight.data.commands import add_data_parser
 from vitlight.errors import InputError, did_you_mean
+from vitlight.law_command import add_law_parser
+from vitlight.report_command import add_report_parser
 from vitlight.sweep.commands import add_sweep_parser
+from vitlight.table_command import add_table_parser
 
 if TYPE_CHECKING:
     from vitlight.training.experiment import ExperimentCLI
@@ -35,6 +38,7 @@ _EXIT_CODES = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. Bad input is one line on standard error and 2."""
     args = list(sys.argv[1:] if argv is None else argv)
+    original, warnings.formatwarning = warnings.formatwarning, _format_warning
     try:
         return _dispatch(args)
     except InputError as error:
@@ -48,6 +52,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("vitlight: interrupted; the same command goes on where this one stopped", file=sys.stderr)
         return 130
+    finally:
+        warnings.formatwarning = original
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """What vitlight itself warns of is one line for its user; of other packages, where it comes from matters."""
+    if Path(filename).is_relative_to(Path(__file__).parent) and category is UserWarning:
+        return f"vitlight: warning: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def _message(error: InputError) -> str:
@@ -94,10 +109,9 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     _add_models_parser(commands)
     add_data_parser(commands)
     add_sweep_parser(commands)
-    report = commands.add_parser("report", help="one self-contained page, figures and CSV from run directories")
-    report.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="run directories, or folders of them")
-    report.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: RUNS/report)")
-    report.set_defaults(handler=_report)
+    add_table_parser(commands)
+    add_report_parser(commands)
+    add_law_parser(commands)
     add_convert_parser(commands)
     return parser, commands.choices
 
@@ -159,11 +173,3 @@ def _models(args: argparse.Namespace) -> int:
     from vitlight.cost.report import report_models
 
     return report_models(args)
-
-
-def _report(args: argparse.Namespace) -> int:
-    from vitlight.analysis.report import write_report
-
-    path = write_report(args.runs, args.out if args.out is not None else args.runs[0] / "report")
-    print(f"report: {path}")
-    return 0

@@ -28,6 +28,8 @@ def test_statistics_equal_numpy_for_every_cell(tmp_path: Path) -> None:
         p = np.mean(top1)
         assert cell["top1_eval_standard_error"] == pytest.approx(math.sqrt(p * (1 - p) / 10_000))
         assert cell["val_top1_mean"] == pytest.approx(members["val_top1"].to_numpy(dtype=float).mean())
+        for column in ("device_seconds", "images_per_second"):
+            assert cell[f"{column}_mean"] == pytest.approx(members[column].to_numpy(dtype=float).mean())
         assert cell["seeds"] == "0 1 2"
         assert [float(value) for value in cell["top1_values"].split()] == list(top1)
         assert cell["train_flops"] == members["train_flops"].iloc[0]

@@ -1,30 +1,32 @@
-"""What the charts show, for the page and the PNG figures alike: axes, family styles, and the points themselves."""
+"""The axes of the report's charts, and how families are drawn, on the page and in the PNG figures alike."""
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import pandas as pd
+from vitlight.analysis.quantities import FLOP_CONVENTION
 
-from vitlight.analysis.quantities import FLOP_CONVENTION, format_si, format_top1
-from vitlight.analysis.summary import COMPARABLE, choose_settings
-
-__all__ = ["CHARTS", "Chart", "FamilyStyle", "chart_points", "family_styles"]
+__all__ = ["CHARTS", "Chart", "FamilyStyle", "family_key", "family_styles"]
 
 
 @dataclass(frozen=True)
 class Chart:
     """Accuracy against one axis.
 
-    column: of the summary table, times `factor`. connects: a line runs through the model sizes of one family at one
-    data size, or through the data sizes of one model.
+    column: of the summary table, times `factor`; published: the same of a published result, None where nobody states
+    it. connects: a line runs through the model sizes of one family at one data size, or through the data sizes of
+    one model. is_gain: more of it is better (a rate), so that the Pareto front looks for more and not for less.
     """
 
     key: str
     title: str
     axis: str
     column: str
+    published: str | None
     connects: Literal["models", "data"]
-    factor: int = 1
+    factor: float = 1
+    is_gain: bool = False
 
     @property
     def file(self) -> str:
@@ -33,11 +35,49 @@ class Chart:
 
 CHARTS = (
     Chart(
-        "forward_flops", "forward FLOPs", f"forward FLOPs per image ({FLOP_CONVENTION})", "forward_macs", "models", 2
+        "forward_flops",
+        "forward FLOPs",
+        f"forward FLOPs per image ({FLOP_CONVENTION})",
+        "forward_macs",
+        "forward_macs",
+        "models",
+        2,
     ),
-    Chart("params", "parameters", "parameters", "params", "models"),
-    Chart("train_flops", "training FLOPs", f"training FLOPs ({FLOP_CONVENTION})", "train_flops", "data"),
-    Chart("images", "training images", "distinct training images", "num_train_samples", "data"),
+    Chart("params", "parameters", "parameters", "params", "params", "models"),
+    Chart(
+        "train_flops",
+        "training FLOPs",
+        f"training FLOPs ({FLOP_CONVENTION})",
+        "train_flops",
+        "train_flops",
+        "data",
+    ),
+    Chart(
+        "images",
+        "training images",
+        "distinct training images",
+        "num_train_samples",
+        "num_train_samples",
+        "data",
+    ),
+    Chart(
+        "device_hours",
+        "device-hours",
+        "measured device-hours of training, mean over seeds",
+        "device_seconds_mean",
+        None,
+        "data",
+        1 / 3600,
+    ),
+    Chart(
+        "images_per_second",
+        "images/s",
+        "training images a second, all devices together, mean over seeds",
+        "images_per_second_mean",
+        None,
+        "models",
+        is_gain=True,
+    ),
 )
 
 
@@ -60,67 +100,28 @@ _STYLES = (
     FamilyStyle("#8a6a00", "#e6b422", "pentagon"),
     FamilyStyle("#5b4fbf", "#a99ff0", "wedge"),
 )
+# More families than colours that can be told apart: the rest is grey, and named by its label and its point's numbers.
+_REST = tuple(FamilyStyle("#6b717a", "#9aa2ad", style.marker) for style in _STYLES)
 _OWN_FAMILIES = ("vit", "coatnet", "resnet")  # keep their colour on every page, whoever else is there
 
 
-def family_styles(families: list[str]) -> dict[str, FamilyStyle]:
-    """Styles by family, in the order to list them: vitlight's own first, the others by name in the styles left."""
-    own = [family for family in _OWN_FAMILIES if family in families]
-    others = sorted(set(families) - set(own))
+def family_key(family: object) -> str:
+    """What a family is called on a page, so that a paper's ViT and ours share a colour and a filter; one that a table leaves
+    out has a name, too."""
+    if not isinstance(family, str):
+        return "not stated"
+    return family.lower() if family.lower() in _OWN_FAMILIES else family
+
+
+def family_styles(families: Iterable[str]) -> dict[str, FamilyStyle]:
+    """Styles by family, in the order to list them: vitlight's own first, then the others by name. Where these are more
+    than the colours left, those that occur most often in `families` have the colours."""
+    counts = Counter(map(family_key, families))
+    own = [family for family in _OWN_FAMILIES if family in counts]
+    others = sorted(set(counts) - set(own))
+    left = list(_STYLES[len(_OWN_FAMILIES) :])
+    coloured = sorted(sorted(others, key=lambda family: -counts[family])[: len(left)])
+    grey = [family for family in others if family not in coloured]
     styles = {family: _STYLES[_OWN_FAMILIES.index(family)] for family in own}
-    left = _STYLES[len(_OWN_FAMILIES) :]
-    return styles | {family: left[i % len(left)] for i, family in enumerate(others)}
-
-
-_TOLD_WHERE_VARYING = ("image_size", "samples_seen", "lr", "weight_decay", "global_batch_size")
-
-
-def chart_points(summary: pd.DataFrame) -> list[dict[str, Any]]:
-    """One JSON-ready point a cell. `x` holds a number per chart; `lines` the line it lies on per kind of line, None for
-    a cell whose settings lost to another's; `details` label and text, ready to show."""
-    shown = set(choose_settings(summary).index)
-    varying = [column for column in _TOLD_WHERE_VARYING if summary[column].nunique(dropna=False) > 1]
-    points = []
-    for number, (index, row) in enumerate(summary.iterrows()):
-        same = [str(row[column]) for column in COMPARABLE]
-        lines = {
-            "models": "|".join([str(row["family"]), str(row["num_train_samples"]), *same]),
-            "data": "|".join([str(row["arch"]), str(row["params"]), str(row["forward_macs"]), *same]),
-        }
-        points.append(
-            {
-                "id": number,
-                "arch": str(row["arch"]),
-                "family": str(row["family"]),
-                "images": int(row["num_train_samples"]),
-                "n": int(row["n"]),
-                "mean": float(row["top1_mean"]),
-                "std": None if pd.isna(row["top1_std"]) else float(row["top1_std"]),
-                "seeds": [float(value) for value in str(row["top1_values"]).split()],
-                "x": {chart.key: float(row[chart.column] * chart.factor) for chart in CHARTS},
-                "lines": lines if index in shown else {"models": None, "data": None},
-                "details": _details(row, varying),
-            }
-        )
-    return points
-
-
-def _details(row: pd.Series, varying: list[str]) -> list[list[str]]:
-    n, mean, macs = int(row["n"]), float(row["top1_mean"]), int(row["forward_macs"])
-    seeds = "one: spread unknown" if n == 1 else f"n = {n}" if n > 8 else f"{', '.join(row['seeds'].split())} (n = {n})"
-    details = [
-        [f"top-1 ({row['eval_split']})", f"{format_top1(mean, float(row['top1_std']) if n > 1 else None, 2)} %"],
-        ["error", f"{100 - round(100 * mean, 2):.2f} %"],
-        ["seeds", seeds],
-    ]
-    if pd.notna(row["top1_eval_standard_error"]):
-        noise = 100 * float(row["top1_eval_standard_error"])
-        details.append(["evaluation noise", f"± {noise:.2f} points, {int(row['num_eval_samples']):,} images"])
-    details += [
-        ["parameters", format_si(int(row["params"]))],
-        ["forward", f"{format_si(macs, 'MAC')} = {format_si(2 * macs, 'FLOP')}"],
-        ["training images", f"{int(row['num_train_samples']):,}"],
-        ["training", format_si(row["train_flops"], "FLOP")],
-    ]
-    settings = [(column.replace("_", " "), row[column]) for column in varying]
-    return details + [[name, "–" if pd.isna(value) else f"{value:,}"] for name, value in settings]
+    styles |= dict(zip(coloured, left, strict=False))
+    return styles | {family: _REST[i % len(_REST)] for i, family in enumerate(grey)}

@@ -83,9 +83,10 @@ def compare(first: Any, second: Any) -> Comparison:
 
 def state_findings(summary: pd.DataFrame) -> list[Finding]:
     """Statements about each comparable set of cells: the best family per data size, then what more images and a
-    larger model brought. Empty where nothing can be compared."""
+    larger model brought. Empty where nothing can be compared; cells of a table that lacks family or data size can't."""
     found = []
-    sets = list(choose_settings(summary).groupby(list(COMPARABLE), dropna=False, sort=False)) if len(summary) else []
+    known = summary[summary["num_train_samples"].notna() & summary["family"].notna()]
+    sets = list(choose_settings(known).groupby(list(COMPARABLE), dropna=False, sort=False)) if len(known) else []
     for number, (_, cells) in enumerate(sets, start=1):
         prefix = f"Set {number}: " if len(sets) > 1 else ""
         pooled = pool_spread(cells)
@@ -212,7 +213,8 @@ def _state_accounting(counted: pd.DataFrame) -> list[str]:
     """The sums that must hold in every result, and the runs where they don't."""
     wrong_flops, wrong_top1 = [], []
     for run in counted.to_dict("records"):
-        if run["train_flops"] != 6 * run["forward_macs"] * run["samples_seen"]:
+        told = [run[column] for column in ("train_flops", "forward_macs", "samples_seen")]
+        if pd.notna(told).all() and told[0] != 6 * told[1] * told[2]:
             wrong_flops.append(run["run_id"])
         counts_known = pd.notna(run["top1_count"]) and pd.notna(run["num_eval_samples"])
         if counts_known and round(run["top1"] * run["num_eval_samples"], 4) != run["top1_count"]:

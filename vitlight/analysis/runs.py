@@ -7,7 +7,6 @@ row with status `failed` whose reason says what is wrong with it.
 """
 
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,70 +15,15 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from vitlight.analysis.columns import COLUMNS, build_table, check_value
+from vitlight.analysis.published_words import family_of_arch
 from vitlight.errors import InputError
 
-__all__ = ["COLUMNS", "STATUSES", "find_run_dirs", "load_runs"]
+__all__ = ["COLUMNS", "STATUSES", "find_run_dirs", "load_runs", "read_run"]
 
 SCHEMA = 1
 STATUSES = ("done", "diverged", "failed", "running")
 
-# Column -> kind, in the order of the table. `exact` is a whole number of any length: training FLOPs pass int64 at
-# 9.2e18, a ViT-L/16 (61.6 GMACs) after 20 epochs of ImageNet-1k, so that column holds Python integers.
-COLUMNS = {
-    "arch": "text",
-    "family": "text",
-    "params": "count",
-    "forward_macs": "count",
-    "image_size": "count",
-    "num_train_samples": "count",
-    "samples_seen": "count",
-    "unique_samples_seen": "count",
-    "epochs": "real",
-    "train_flops": "exact",
-    "top1": "fraction",
-    "eval_split": "text",
-    "top5": "fraction",
-    "loss": "real",
-    "val_top1": "fraction",
-    "val_loss": "real",
-    "seed": "count",
-    "status": "text",
-    "wall_seconds": "real",
-    "device_seconds": "real",
-    "images_per_second": "real",
-    "global_batch_size": "count",
-    "lr": "real",
-    "weight_decay": "real",
-    "name": "text",
-    "run_id": "text",
-    "run_dir": "text",
-    "commit": "text",
-    "data_digest": "text",
-    "num_ranks": "count",
-    "device": "text",
-    "reason": "text",
-    "horizon_samples": "count",
-    "own_train_flops": "exact",
-    "own_device_seconds": "real",
-    "num_eval_samples": "count",
-    "top1_count": "count",
-    "in_channels": "count",
-    "num_classes": "count",
-    "started_at": "text",
-    "finished_at": "text",
-    "last_good_checkpoint": "text",
-    "rollbacks": "records",
-    "versions": "versions",
-}
-DTYPES = {
-    "text": "string",
-    "count": "Int64",
-    "exact": "object",
-    "real": "Float64",
-    "fraction": "Float64",
-    "records": "string",
-    "versions": "string",
-}
 # What a finished run must have: without any of these it has no place in a scaling plot.
 REQUIRED_WHEN_DONE = (
     "arch",
@@ -115,6 +59,7 @@ CONFIG_KEYS = {
     "lr": "model.optimizer.lr",
     "weight_decay": "model.optimizer.weight_decay",
 }
+_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, where PyYAML was built with it
 METRICS_TAIL_BYTES = 1 << 18  # of metrics.jsonl, enough for hundreds of rows; the file may be far longer
 
 
@@ -125,16 +70,14 @@ def load_runs(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     fractions lie in [0, 1]; `versions` and `rollbacks` (NA where there was none) are JSON text; times are ISO UTC. Raises
     InputError for a path that doesn't exist or has no run in it.
     """
-    records = [_read_run(run_dir) for run_dir in find_run_dirs(paths)]
-    columns = {}
-    for column, kind in COLUMNS.items():
-        values = [pd.NA if record.get(column) is None else record[column] for record in records]
-        columns[column] = pd.Series(values, dtype=DTYPES[kind])
-    return pd.DataFrame(columns)
+    return build_table([read_run(run_dir) for run_dir in find_run_dirs(paths)], COLUMNS)
 
 
-def find_run_dirs(paths: str | Path | Iterable[str | Path]) -> list[Path]:
-    """The run directories at or beneath `paths`, each once, at any depth; runs inside runs are not looked for."""
+def find_run_dirs(paths: str | Path | Iterable[str | Path], required: bool = True) -> list[Path]:
+    """The run directories at or beneath `paths`, each once, at any depth; runs inside runs are not looked for.
+
+    InputError: a path that doesn't exist, or, where `required`, one with no run in it.
+    """
     found: dict[Path, Path] = {}
     for path in [Path(paths)] if isinstance(paths, str | Path) else map(Path, paths):
         if not path.is_dir():
@@ -146,7 +89,7 @@ def find_run_dirs(paths: str | Path | Iterable[str | Path]) -> list[Path]:
                 subfolders.clear()
                 has_run = True
                 found.setdefault(Path(folder).resolve(), Path(folder))
-        if not has_run:
+        if required and not has_run:
             raise InputError(f"no run in {str(path)!r}: a run is a folder with experiment.yaml or result.json in it")
     return list(found.values())
 
@@ -155,7 +98,7 @@ def _refuse(error: OSError) -> None:
     raise InputError(f"the folder {error.filename!r} can't be read: {error.strerror}")
 
 
-def _read_run(run_dir: Path) -> dict[str, Any]:
+def read_run(run_dir: Path) -> dict[str, Any]:
     """The row of one run, column -> value or None."""
     where = {"name": run_dir.parent.name, "run_id": run_dir.name, "run_dir": str(run_dir)}
     path = run_dir / "result.json"
@@ -169,7 +112,7 @@ def _read_run(run_dir: Path) -> dict[str, Any]:
             raise ValueError(f"schema {result.get('schema')!r} is not {SCHEMA}")
         if result.get("status") not in STATUSES:
             raise ValueError(f"status {result.get('status')!r} is none of {', '.join(STATUSES)}")
-        record = {column: _checked(column, result.get(column)) for column in COLUMNS}
+        record = {column: check_value(column, result.get(column)) for column in COLUMNS}
         for whole in ("train_flops", "device_seconds"):  # a run that shares no steps with others has them all to itself
             if record[f"own_{whole}"] is None:
                 record[f"own_{whole}"] = record[whole]
@@ -181,28 +124,6 @@ def _read_run(run_dir: Path) -> dict[str, Any]:
         config = _from_config(run_dir / "experiment.yaml")
         return config | where | {"status": "failed", "reason": f"{path} can't be used: {error}"}
     return record | {"run_dir": str(run_dir)} | {k: v for k, v in where.items() if record[k] is None}
-
-
-def _checked(column: str, value: Any) -> Any:
-    """`value` as the kind its column asks for; null, NaN and infinity are None. Raises ValueError naming the column."""
-    kind = COLUMNS[column]
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return None
-    if kind == "text" and isinstance(value, str):
-        return value
-    if kind == "versions" and isinstance(value, Mapping):
-        return json.dumps(value, sort_keys=True)
-    if kind == "records" and isinstance(value, list):
-        return json.dumps(value, sort_keys=True) if value else None
-    if kind in ("count", "exact") and isinstance(value, int | float) and not isinstance(value, bool):
-        if value < 0 or value != int(value) or (kind == "count" and value >= 1 << 63):
-            raise ValueError(f"{column} is {value!r}, which is not a count")
-        return int(value)
-    if kind in ("real", "fraction") and isinstance(value, int | float) and not isinstance(value, bool):
-        if kind == "fraction" and not 0 <= value <= 1:
-            raise ValueError(f"{column} is {value!r}, outside [0, 1]")
-        return float(value)
-    raise ValueError(f"{column} is {value!r}, which is no {kind}")
 
 
 def _read_running(run_dir: Path) -> dict[str, Any]:
@@ -237,7 +158,7 @@ def _last_rows(path: Path) -> list[dict[str, Any]]:
 def _from_config(path: Path) -> dict[str, Any]:
     """The columns that a resolved config tells; empty where it can't be read (the run itself is listed either way)."""
     try:
-        config = yaml.safe_load(path.read_bytes())
+        config = yaml.load(path.read_bytes(), Loader=_YAML_LOADER)
     except (OSError, yaml.YAMLError):
         return {}
     record = {}
@@ -246,11 +167,13 @@ def _from_config(path: Path) -> dict[str, Any]:
         for part in key.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
         record[column] = _or_none(column, value)
+    if record["arch"] is not None:
+        record["family"] = family_of_arch(record["arch"])
     return record
 
 
 def _or_none(column: str, value: Any) -> Any:
     try:
-        return _checked(column, value)
+        return check_value(column, value)
     except ValueError:
         return None

@@ -40,6 +40,8 @@ _STATISTICS = {
     "top1_eval_standard_error": "Float64",
     "val_top1_mean": "Float64",
     "wall_seconds_mean": "Float64",
+    "device_seconds_mean": "Float64",
+    "images_per_second_mean": "Float64",
     "seeds": "string",
     "top1_values": "string",
 }
@@ -48,10 +50,14 @@ _ORDER = ["family", "forward_macs", "params", "arch", "num_train_samples", "samp
 
 
 def counted_runs(runs: pd.DataFrame) -> pd.DataFrame:
-    """The done runs that means are made of. A run found in several folders counts once: the one that ended last."""
-    done = runs[(runs["status"] == "done").fillna(False)]
-    newest_last = done.sort_values("finished_at", kind="stable", na_position="first")
-    return newest_last.drop_duplicates(["run_id", "data_digest"], keep="last").sort_index()
+    """The done runs that means are made of: own ones, with a top1. A run found in several folders counts once: the one
+    that ended last; rows of a table that names no run_id are taken as different runs."""
+    counts = (runs["status"] == "done").fillna(False) & runs["top1"].notna()
+    if "is_published" in runs:
+        counts &= ~runs["is_published"].fillna(False).astype(bool)
+    newest_last = runs[counts].sort_values("finished_at", kind="stable", na_position="first")
+    again = newest_last.duplicated(["run_id", "data_digest"], keep="last") & newest_last["run_id"].notna()
+    return newest_last[~again].sort_index()
 
 
 def summarise(runs: pd.DataFrame) -> pd.DataFrame:
@@ -89,6 +95,8 @@ def _statistics(members: list[dict[str, Any]]) -> dict[str, Any]:
         "top1_eval_standard_error": math.sqrt(mean * (1 - mean) / num_eval) if num_eval else None,
         "val_top1_mean": _mean_or_none([member["val_top1"] for member in members]),
         "wall_seconds_mean": _mean_or_none([member["wall_seconds"] for member in members]),
+        "device_seconds_mean": _mean_or_none([member["device_seconds"] for member in members]),
+        "images_per_second_mean": _mean_or_none([member["images_per_second"] for member in members]),
         "seeds": " ".join("?" if member["seed"] is None else str(member["seed"]) for member in members),
         "top1_values": " ".join(map(repr, top1.tolist())),
     }
@@ -111,12 +119,16 @@ def choose_settings(summary: pd.DataFrame) -> pd.DataFrame:
     winner. Adds `num_settings` (how many there were to choose from) and `chosen_by` (`val_top1`, `top1`, NA for one).
     """
     same = ["arch", "params", "forward_macs", "num_train_samples", *COMPARABLE]
-    rows, counts, chosen_by = [], [], []
-    for _, group in summary.groupby(same, dropna=False, sort=False):
+    num_settings = summary.groupby(same, dropna=False, sort=False)["n"].transform("size")
+    alone = summary.index[num_settings == 1]
+    rows: list[Hashable] = [*alone]
+    counts = [1] * len(alone)
+    chosen_by: list[Any] = [pd.NA] * len(alone)
+    for _, group in summary[num_settings > 1].groupby(same, dropna=False, sort=False):
         by = "val_top1" if group["val_top1_mean"].notna().all() else "top1"
         rows.append(group[f"{by}_mean"].astype(float).idxmax())
         counts.append(len(group))
-        chosen_by.append(by if len(group) > 1 else pd.NA)
+        chosen_by.append(by)
     chosen = summary.loc[rows].assign(
         num_settings=pd.array(counts, dtype="Int64"), chosen_by=pd.array(chosen_by, dtype="string")
     )

@@ -14,6 +14,7 @@ function marker(shape, x, y, r) {
 }
 
 function shortNumber(value) {
+  if (value === 0) return "0";
   const prefixes = ["", "k", "M", "G", "T", "P", "E", "Z", "Y", "R", "Q"];
   const thousands = Math.min(prefixes.length - 1, Math.max(0, Math.floor(Math.log10(value) / 3 + 1e-9)));
   return `${Number((value / 1000 ** thousands).toPrecision(3))}${prefixes[thousands]}`;
@@ -58,9 +59,16 @@ function scale(values, from, to, logarithmic, padding) {
   return Object.assign(map, { low: back(low), high: back(high) });
 }
 
-// Indices of the points that none beats; the same rule as pareto_front in summary.py.
-function paretoFront(points, x) {
-  const order = [...points].sort((a, b) => a.x[x] - b.x[x] || b.mean - a.mean || a.id - b.id);
+// The points that none beats, from the cheapest on (of a rate, from the fastest); the same rule as pareto_front in summary.py.
+function paretoFront(points, key, isGain) {
+  const cost = (point) => (isGain ? -point.x[key] : point.x[key]);
+  const order = [...points].sort((a, b) => cost(a) - cost(b) || b.mean - a.mean || a.id - b.id);
   let best = -Infinity;
   return order.filter((point) => point.mean > best && ((best = point.mean), true));
+}
+
+function groupBy(items, keyOf) {
+  const groups = new Map();
+  for (const item of items) groups.set(keyOf(item), [...(groups.get(keyOf(item)) ?? []), item]);
+  return groups;
 }
