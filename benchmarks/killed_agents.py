@@ -5,18 +5,15 @@
     python benchmarks/killed_agents.py --hosts 2             # two hosts whose locks don't reach each other
 
 Cells are trivial (trivial_cell.py), the agents are `vitlight sweep run` from `run_planned` on, one process each. At random
-moments drawn with a seed that is printed, SIGKILL ends an agent, a cell, or an agent with its cell; with several hosts, once
-all that runs on one of them, which stays away. Dead agents are started again. Ends with 1 unless every cell has one result, and no cell was
-started while it ran or after it was done.
+moments drawn with a seed that is printed, SIGKILL ends an agent, a cell, or an agent with its cell; with several hosts,
+once all that runs on one of them, which stays away. Dead agents are started again. Ends with 1 unless every cell has one
+result, and no cell was started while it ran or after it was done.
 """
 
 import argparse
-import errno
-import fcntl
 import io
 import json
 import os
-import platform
 import shutil
 import signal
 import sys
@@ -24,11 +21,12 @@ import tempfile
 import time
 from collections import Counter
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
 
+from agent_hosts import Host, children, has_network, is_cell, processes_of
 from pages import write_measured
 
 from vitlight.sweep.executors import LocalExecutor
@@ -60,30 +58,6 @@ def resolve(args: Any) -> Any:
     settings = dict(arg.removeprefix("--").split("=", 1) for arg in args[1:])
     name = f"cell-{settings['cell']}"
     return TrivialRun(name, Path(settings["run.root"]) / settings["run.name"] / name)
-
-
-@dataclass
-class Host:
-    """A name, and a folder that stands for its memory of locks."""
-
-    name: str
-    folder: Path
-    agents: dict[int, int] = field(default_factory=dict)  # pid -> number
-
-    def move_in(self) -> None:
-        """In a process of this host: locks on shared files fail, as on a file system without them, and what replaces them
-        is a folder that other hosts don't have."""
-        os.environ["TMPDIR"] = tempfile.tempdir = str(self.folder)
-        platform.node = lambda: self.name
-        flock = fcntl.flock
-
-        def local_flock(descriptor: Any, operation: int) -> None:
-            number = descriptor if isinstance(descriptor, int) else descriptor.fileno()
-            if not os.readlink(f"/proc/self/fd/{number}").startswith(str(self.folder)):
-                raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-            flock(number, operation)
-
-        fcntl.flock = local_flock
 
 
 class Harness:
@@ -143,12 +117,16 @@ class Harness:
         for index in range(self.options.agents):
             self.start_agent(self.hosts[index % len(self.hosts)])
         power_cut_at = self.options.cells // 2 if self.is_shared else None
+        done, since = 0, began
         while any(host.agents for host in self.hosts):
             time.sleep(self.random.expovariate(1 / self.options.kill_every))
-            done = self.num_finished()
+            if self.num_finished() != done:
+                done, since = self.num_finished(), time.monotonic()
             self._reap(restart=done < self.options.cells)
             if done < self.options.cells:
-                self._kill_something()
+                # Agents that wait for a silent host's cells have to live for as long.
+                if time.monotonic() - since < 1.0:
+                    self._kill_something()
                 if power_cut_at is not None and done >= power_cut_at:
                     power_cut_at = None
                     self._cut_power(self.hosts[-1])
@@ -197,7 +175,7 @@ class Harness:
 
     def verdict(self, seconds: float) -> dict[str, Any]:
         events = Counter(tuple(line.split()) for line in (self.directory / "events").read_text().splitlines())
-        words = Counter({word: 0 for word in ("start", "done", "repeated", "overlap")})
+        words = Counter(dict.fromkeys(("start", "done", "repeated", "overlap"), 0))
         for (word, _), count in events.items():
             words[word] += count
         done_twice = [cell for (word, cell), count in events.items() if word == "done" and count > 1]
@@ -218,33 +196,6 @@ class Harness:
         }
 
 
-def children(pid: int) -> list[int]:
-    with suppress(FileNotFoundError, ProcessLookupError):
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return []
-
-
-def is_cell(pid: int) -> bool:
-    with suppress(FileNotFoundError, ProcessLookupError):
-        return b"trivial_cell.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    return False
-
-
-def processes_of(host: Host) -> list[int]:
-    """What agents of the host have started, whoever their parent is now."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        with suppress(OSError):
-            if f"TMPDIR={host.folder}".encode() in path.read_bytes().split(b"\0"):
-                found.append(int(path.parent.name))
-    return found
-
-
-def has_network() -> bool:
-    """Whether there is an interface besides the loopback."""
-    return any(line.split(":")[0].strip() != "lo" for line in Path("/proc/net/dev").read_text().splitlines()[2:])
-
-
 def as_markdown(report: dict[str, Any]) -> str:
     kills = sum(report["kills"].values())
     each = ", ".join(f"{count} {name}" for name, count in sorted(report["kills"].items()))
@@ -255,7 +206,10 @@ def as_markdown(report: dict[str, Any]) -> str:
         ("agents started", report["agents_started"]),
         ("cells started", report["cells_started"]),
         ("cells with a result", report["cells_done"]),
-        ("done twice, started after a result, two at once", f"{report['done_twice']}, {report['repeated']}, {report['overlaps']}"),
+        (
+            "done twice, started after a result, two at once",
+            f"{report['done_twice']}, {report['repeated']}, {report['overlaps']}",
+        ),
         ("seconds", report["seconds"]),
     ]
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
@@ -281,20 +235,23 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=200)
     parser.add_argument("--agents", type=int, default=8)
     parser.add_argument("--hosts", type=int, default=1)
-    parser.add_argument("--seconds", type=float, nargs=2, default=(0.1, 0.3), metavar=("LEAST", "MOST"), help="of a cell")
+    parser.add_argument(
+        "--seconds", type=float, nargs=2, default=(0.1, 0.3), metavar=("LEAST", "MOST"), help="of a cell"
+    )
     parser.add_argument("--kill-every", type=float, default=0.1, metavar="SECONDS", help="mean time between two kills")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit-seconds", type=float, default=600.0)
     parser.add_argument("--keep", action="store_true", help="the folder, with what the agents said")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--markdown", type=Path, help="page whose part between the marks `killed agents` is replaced")
+    parser.add_argument("--markdown", type=Path, help="page whose part between the marks is replaced")
     options = parser.parse_args()
     report = measure(options)
     print(as_markdown(report))
     if options.json:
         options.json.write_text(json.dumps(report, indent=1))
     if options.markdown:
-        write_measured(options.markdown, as_markdown(report), "killed agents")
+        name = "killed agents" if options.hosts == 1 else "killed agents on two hosts"
+        write_measured(options.markdown, as_markdown(report), name)
     bad = report["done_twice"] or report["repeated"] or report["overlaps"] or report["cells_done"] != report["cells"]
     sys.exit(1 if bad else 0)
 

@@ -114,9 +114,10 @@ def render(report: dict[str, Any]) -> str:
         [
             *lines,
             "",
-            f"Median (least to most) of {report['rounds']} rounds in turn; {machine['cores']} cores, {machine['cpu']}, Python "
-            f"{machine['python']}, torch {machine['torch']}, lightning {machine['lightning']}, commit {machine['commit']}. The "
-            f"first warm cell, which waits for the imports, took {overheads([report['first']])[0]:.1f} s.",
+            f"Median (least to most) of {report['rounds']} rounds in turn; {machine['cores']} cores, {machine['cpu']}, "
+            f"Python {machine['python']}, torch {machine['torch']}, lightning {machine['lightning']}, commit "
+            f"{machine['commit']}. The first warm cell, which waits for the imports, took "
+            f"{overheads([report['first']])[0]:.1f} s.",
         ]
     )
 
@@ -138,7 +139,11 @@ def main() -> None:
         for number in arguments.cases:
             measured.append(measure(CASES[number], executors, folder / "data", folder, arguments.rounds))
             entry = measured[-1]["results"]
-            print(measured[-1]["title"], {name: f"{median(overheads(one)):.2f} s" for name, one in entry.items()}, flush=True)
+            print(
+                measured[-1]["title"],
+                {name: f"{median(overheads(one)):.2f} s" for name, one in entry.items()},
+                flush=True,
+            )
     cpu = next(
         (line.split(": ")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ""
     )

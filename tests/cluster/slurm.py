@@ -139,6 +139,12 @@ class Slurm:
                 os.kill(each, signal.SIGKILL)
         self.command("scontrol", "update", f"nodename={node}", "state=down", "reason=lost")
 
+    def kill_processes(self, job: int | str) -> None:
+        """All that the job has started, as when its node is out of memory."""
+        for pid in _processes_with(f"SLURM_JOB_ID={job}".encode(), self._mark):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
     @property
     def _mark(self) -> bytes:
         """In the environment of all that this cluster has started."""

@@ -2,34 +2,20 @@
 
 import json
 import os
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
 
-from tests.cluster.slurm import PROGRAMS, Slurm, start_slurm
+from tests.cluster.slurm import Slurm
 from tests.conftest import ROOT
 from tests.conftest import fit_args as fit_args_fixture
-from tests.requirements import require
 from tests.training.test_run import assert_bit_equal, final_state, rows_without_times
 from vitlight.training.record import RunDirectory
 
 SCRIPT = ROOT / "docs" / "slurm" / "fit.sh"
 STEPS = 120
 SECONDS = 240.0  # for anything that has to happen
-
-
-@pytest.fixture(scope="module")
-def slurm():
-    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
-    missing = [name for name in PROGRAMS if shutil.which(name, path=path) is None]
-    require(not missing, f"Slurm and munge ({', '.join(missing)})")
-    require(os.getuid() == 0, "the rights to run slurmd (root)")
-    # Slurm's sockets need a short path.
-    with tempfile.TemporaryDirectory(prefix="slurm-") as folder, start_slurm(Path(folder)) as slurm:
-        yield slurm
 
 
 class Job:

@@ -28,6 +28,13 @@ def write_sweep(tmp_path):
     return write
 
 
+def wait_for(condition, what):
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {DEADLINE_SECONDS} s for {what}"
+        time.sleep(0.01)
+
+
 class Playground:
     """A root folder on which fake runners work."""
 
@@ -60,10 +67,7 @@ class Playground:
         (self.root / "gate").touch()
 
     def wait_for(self, condition, what):
-        deadline = time.monotonic() + DEADLINE_SECONDS
-        while not condition():
-            assert time.monotonic() < deadline, f"waited {DEADLINE_SECONDS} s for {what}"
-            time.sleep(0.01)
+        wait_for(condition, what)
 
     def wait_for_events(self, word, count):
         self.wait_for(lambda: len(self.events(word)) >= count, f"{count} x {word}, have {self.events(word)}")
@@ -87,3 +91,30 @@ def playground(tmp_path):
         if process.poll() is None:
             process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def wandb_agent_command(monkeypatch, tmp_path):
+    """What `wandb agent` would start for a command and parameters: its own code, stopped before the process."""
+    wandb_agent = pytest.importorskip("wandb.wandb_agent")
+    monkeypatch.chdir(tmp_path)
+    for name in ("WANDB_DIR", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_SWEEP_ID"):
+        monkeypatch.setenv(name, "placeholder")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+
+    class Process:
+        started = None
+
+        def __init__(self, command, env, forward_signals):
+            Process.started = command
+
+    monkeypatch.setattr(wandb_agent, "AgentProcess", Process)
+
+    def started(command, program, parameters):
+        agent = wandb_agent.Agent(api=None, queue=None)
+        agent._sweep_command = list(command)
+        args = {name: {"value": value} for name, value in parameters.items()}
+        agent._command_run({"type": "run", "run_id": "abc", "program": program, "args": args})
+        return Process.started
+
+    return started

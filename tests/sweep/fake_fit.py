@@ -18,7 +18,7 @@ from pathlib import Path
 from vitlight.errors import InputError
 
 ARCHS = ("ok", "gated", "stubborn", "doomed", "broken", "refused", "nan")
-NOT_IDENTITY = ("run.name", "run.root", "trainer.devices")
+NOT_IDENTITY = ("run.name", "run.root", "run.claim_wait_seconds", "trainer.devices", "trainer.num_nodes")
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class FakeRun:
     global_batch_size: int
     seed: int
     trunk: FakeTrunk | None
+    settings: None = None
 
 
 def resolve(args):

@@ -6,7 +6,9 @@ from vitlight.errors import InputError
 from vitlight.sweep.command import PARAMETER_MACROS, expand_command, vitlight_arguments
 
 PARAMETERS = {
+    "config": {"model": {"arch": "vit_s16", "optimizer": {"lr": 1e-05}}, "data": {"mixing": {"mixup_alpha": 0.0}}},
     "data.num_train_samples": 2000,
+    "model": {"loss": "it's", "compile": True, "model_options": {"depths": [1, 2]}},
     "model.arch": "vit_nano1",
     "model.layers": [1, 2],
     "model.lr": 1.0e-3,
@@ -15,33 +17,6 @@ PARAMETERS = {
     "trainer.compile": True,
     "trainer.logger": False,
 }
-
-
-@pytest.fixture
-def wandb_agent_command(monkeypatch, tmp_path):
-    """What `wandb agent` would start for a command and parameters: its own code, stopped before the process."""
-    wandb_agent = pytest.importorskip("wandb.wandb_agent")
-    monkeypatch.chdir(tmp_path)
-    for name in ("WANDB_DIR", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_SWEEP_ID"):
-        monkeypatch.setenv(name, "placeholder")
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-
-    class Process:
-        started = None
-
-        def __init__(self, command, env, forward_signals):
-            Process.started = command
-
-    monkeypatch.setattr(wandb_agent, "AgentProcess", Process)
-
-    def started(command, program, parameters):
-        agent = wandb_agent.Agent(api=None, queue=None)
-        agent._sweep_command = list(command)
-        args = {name: {"value": value} for name, value in parameters.items()}
-        agent._command_run({"type": "run", "run_id": "abc", "program": program, "args": args})
-        return Process.started
-
-    return started
 
 
 @pytest.mark.parametrize("macro", PARAMETER_MACROS)

@@ -8,15 +8,14 @@ import sys
 import pytest
 
 from tests.sweep import fake_fit
-from tests.sweep.fake_runner import FIT
-from vitlight.sweep import commands, executors, load_sweep, plan
+from vitlight.sweep import commands, load_sweep, plan, warm
 
 
 @pytest.fixture
 def sweep_cli(monkeypatch, request, tmp_path):
     """Call `vitlight sweep ARGS` on the fake `fit`; returns its exit code."""
     monkeypatch.setenv("PYTHONPATH", str(request.config.rootpath))
-    monkeypatch.setattr(executors.LocalExecutor.__init__, "__defaults__", (1, FIT))
+    monkeypatch.setattr(warm.WarmExecutor.__init__, "__defaults__", (1, "tests.sweep.fake_fit", None))
     real = plan.plan_sweep
     monkeypatch.setattr(plan, "plan_sweep", lambda sweep, root, track: real(sweep, fake_fit.resolve, root, track))
     parser = argparse.ArgumentParser()
@@ -27,51 +26,6 @@ def sweep_cli(monkeypatch, request, tmp_path):
         return args.handler(args)
 
     return call
-
-
-def test_plan_shows_cells_with_cost_and_totals(sweep_cli, write_sweep, capsys, tmp_path):
-    sweep_file = write_sweep({"model.arch": ["ok_1", "ok_22000"], "data.num_train_samples": [1000]})
-    assert sweep_cli("plan", sweep_file) == 0
-    lines = capsys.readouterr().out.splitlines()
-    cells = [[word.strip() for word in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
-    assert cells[0][2:] == ["ok_1", "1.00 k", "10", "6.000e+04", "1,000", "100"]
-    assert cells[1][2:] == ["ok_22000", "22.0 M", "220 k", "1.320e+09", "1,000", "100"]
-    assert cells[2] == ["total", "", "", "", "", "1.320e+09", "2,000", "200"]
-    titles = [word.strip() for word in lines[1].split("┃")[1:-1]]
-    assert titles[2:] == ["arch", "params", "forward MACs per image", "train FLOPs", "images", "steps"]
-    assert [line.strip() for line in lines[-2:]] == ["2 cells", commands.CAPTION]
-    assert not (tmp_path / "runs").exists()
-
-
-def test_plan_as_json(sweep_cli, write_sweep, capsys, tmp_path):
-    sweep_file = write_sweep({"model.arch": ["ok_1"]})
-    assert sweep_cli("plan", sweep_file, "--json") == 0
-    (row,) = json.loads(capsys.readouterr().out)
-    run = plan.plan_sweep(load_sweep(sweep_file), tmp_path / "runs", iter)[0].run
-    assert row == {
-        "cell": 0,
-        "parameters": {"model.arch": "ok_1"},
-        "args": [
-            "fit",
-            "--config=base.yaml",
-            "--model.arch=ok_1",
-            "--run.name=demo",
-            f"--run.root={tmp_path / 'runs'}",
-        ],
-        "run_id": run.run_id,
-        "run_dir": str(run.run_dir),
-        "arch": "ok_1",
-        "image_size": 32,
-        "num_train_samples": 100,
-        "seed": 0,
-        "params": 1000,
-        "forward_macs": 10,
-        "train_flops": 6000,
-        "own_train_flops": 6000,
-        "horizon_samples": 100,
-        "steps": 10,
-        "global_batch_size": 10,
-    }
 
 
 def test_run_and_status(sweep_cli, write_sweep, capsys, tmp_path):
@@ -103,24 +57,6 @@ def test_run_and_status(sweep_cli, write_sweep, capsys, tmp_path):
     (tmp_path / "runs" / "repaired").touch()
     assert sweep_cli("run", sweep_file, "--jobs", "2") == 0
     assert f"demo: 2 of 3 cells done, 1 diverged; {tmp_path / 'runs' / 'demo'}\n" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("number", "text"),
-    [
-        (None, ""),
-        (0, "0"),
-        (999, "999"),
-        (1000, "1.00 k"),
-        (999_400, "999 k"),
-        (999_500, "1.00 M"),
-        (21_966_208, "22.0 M"),
-        (4_600_000_000, "4.60 G"),
-        (1_016_000_000_000, "1.02 T"),
-    ],
-)
-def test_counts_have_three_digits_and_a_prefix(number, text):
-    assert commands._si(number) == text
 
 
 def test_building_the_parser_imports_nothing_heavy():

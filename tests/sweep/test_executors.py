@@ -1,4 +1,4 @@
-"""How cells are started, and how the machine is shared between them."""
+"""How cells are started as separate processes."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ import time
 import pytest
 
 from vitlight.errors import InputError
-from vitlight.sweep.executors import LocalExecutor, slot_environment, visible_gpus
+from vitlight.sweep.executors import LocalExecutor
 
 
 def wait(job):
@@ -49,35 +49,6 @@ def test_jobs_end_on_request_and_kill_takes_the_whole_group(tmp_path):
 def test_jobs_must_be_positive():
     with pytest.raises(InputError, match="jobs is 0; it must be 1 or more: change --jobs"):
         LocalExecutor(0)
-
-
-def test_gpus_are_dealt_out_in_turn():
-    def dealt(jobs, gpus):
-        return [slot_environment(slot, jobs, gpus).get("CUDA_VISIBLE_DEVICES") for slot in range(jobs)]
-
-    assert dealt(2, "01234") == ["0,2,4", "1,3"]
-    assert dealt(4, "4567") == ["4", "5", "6", "7"]
-    assert dealt(5, "01") == ["0", "1", "0", "1", "0"]
-    assert dealt(1, "01") == [None]
-
-
-def test_without_gpus_the_cores_are_shared_out(monkeypatch):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
-    assert slot_environment(0, 1, ()).get("OMP_NUM_THREADS") is None
-    assert slot_environment(1, 3, ())["OMP_NUM_THREADS"] == "2"
-    assert slot_environment(1, 9, ())["OMP_NUM_THREADS"] == "1"
-    assert "OMP_NUM_THREADS" not in slot_environment(1, 3, ("0",))
-    monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert "OMP_NUM_THREADS" not in slot_environment(1, 3, ())
-
-
-@pytest.mark.parametrize(
-    ("listed", "gpus"), [("", ()), ("-1", ()), ("0", ("0",)), ("2, GPU-8a", ("2", "GPU-8a")), ("1,-1,0", ("1",))]
-)
-def test_visible_gpus(monkeypatch, listed, gpus):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
-    assert visible_gpus() == gpus
 
 
 def test_a_slots_environment_reaches_the_job(tmp_path, monkeypatch):

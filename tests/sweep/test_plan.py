@@ -9,6 +9,9 @@ from tests.sweep import fake_fit
 from vitlight.errors import InputError
 from vitlight.sweep import load_sweep, plan_sweep
 from vitlight.sweep.plan import sweep_directory
+from vitlight.training import resolve as training_resolve
+from vitlight.training.experiment import ExperimentCLI
+from vitlight.training.resolve import Resolver, resolve_run
 
 
 def test_cells_get_the_sweeps_name_and_root(write_sweep):
@@ -85,3 +88,35 @@ def test_cells_of_one_trunk_count_their_shared_steps_once(write_sweep):
     assert own == {(f"ok_{n}", steps): n * left for n in (1, 2) for steps, left in ((10, 10), (30, 22), (50, 26))}
     alone = plan_sweep(load_sweep(write_sweep({"data.num_train_samples": [100, 500]})), fake_fit.resolve)
     assert [item.own_train_flops for item in alone] == [item.run.train_flops for item in alone]
+
+
+def test_cells_that_differ_in_their_seed_alone_are_parsed_once_and_resolve_as_they_would_alone(fit_args):
+    resolve = Resolver()
+    for args in ([*fit_args, "--seed_everything=3"], [fit_args[0], "--seed_everything=5", *fit_args[1:]], fit_args):
+        together, alone = resolve(args), resolve_run(args)
+        assert together == alone
+        assert together.settings == ExperimentCLI(args).settings == alone.settings
+    assert len({resolve([*fit_args, f"--seed_everything={seed}"]).run_id for seed in range(4)}) == 4
+    assert [resolve([*fit_args, "--seed_everything=3"]).seed, resolve(fit_args).seed] == [3, 0]
+    with pytest.raises(InputError, match="seed_everything=4294967296 is not a number from 0 to"):
+        resolve([*fit_args, f"--seed_everything={2**32}"])
+
+
+def test_a_file_after_the_seed_has_the_last_word(fit_args, tmp_path):
+    (tmp_path / "late.yaml").write_text("seed_everything: 9\n")
+    resolve = Resolver()
+    assert resolve([*fit_args, "--seed_everything=3", f"--config={tmp_path / 'late.yaml'}"]).seed == 9
+    assert resolve([*fit_args, f"--config={tmp_path / 'late.yaml'}", "--seed_everything=3"]).seed == 3
+    assert resolve([*fit_args, "--seed_everything=3", "--seed_everything=4"]).seed == 4
+
+
+def test_networks_are_counted_for_a_plan_as_for_a_run(fit_args):
+    for arch, options in (
+        ("vit_nano1", "{depth: 2}"),
+        ("coatnet_nano1", "{}"),
+        ("resnet_nano1", "{}"),
+        ("bit_r50x1", "{}"),
+    ):
+        args = [*fit_args, f"--model.arch={arch}", f"--model.model_options={options}"]
+        cli = ExperimentCLI(args)
+        assert Resolver()(args) == training_resolve.resolve(cli, cli.build_data())

@@ -2,6 +2,8 @@
 
 import io
 import re
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -9,6 +11,7 @@ from rich.console import Console
 from tests.sweep import fake_fit
 from vitlight.sweep import load_sweep, plan_sweep
 from vitlight.sweep.progress import SweepProgress, duration_text, seconds_left
+from vitlight.sweep.time_left import TimeLeft
 
 
 @pytest.mark.parametrize(
@@ -65,3 +68,32 @@ def test_one_line_an_event_with_rate_and_time_left(write_sweep, monkeypatch, ter
         assert summaries[-1] in console.file.getvalue()
     else:
         assert lines == [f"{event}  [{summary}]" for event, summary in zip(events, summaries, strict=True)]
+
+
+def test_the_time_left_comes_from_rates_where_every_cell_has_one(write_sweep, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    cells = plan_sweep(load_sweep(write_sweep({"model.arch": ["ok_1", "ok_2", "ok_3"]})), fake_fit.resolve)
+    cells = [replace(item, run=replace(item.run, settings="real")) for item in cells]
+    known = {"ok_1": 100.0, "ok_2": 40.0}
+
+    class Rates:
+        def estimate(self, planned):
+            return SimpleNamespace(wall_seconds=known[planned.run.arch]) if planned.run.arch in known else None
+
+    monkeypatch.setattr("vitlight.sweep.rates.known_rates", lambda planned: Rates())
+    left = TimeLeft(cells, cells)
+    left.started(cells[0])
+    assert left.seconds() is None, "nothing was read yet"
+    clock[0] = 30.0
+    assert left.seconds() is None, "of ok_3 nothing is known"
+    known["ok_3"] = 20.0
+    clock[0] = 60.0
+    assert left.seconds() == (100.0 - 60.0) + 40.0 + 20.0
+    left.started(cells[1])
+    assert left.seconds() == (40.0 + 40.0 + 20.0) / 2
+    left.ended(cells[1])
+    left.ended(cells[2])
+    assert left.seconds() == 40.0
+    left.stopped(cells[0])
+    assert left.seconds() is None

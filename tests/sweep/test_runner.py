@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from collections import Counter
 from pathlib import Path
@@ -216,7 +217,7 @@ def test_a_cell_that_asks_to_be_started_again_is(write_sweep, playground):
     code, output = end(runner)
     assert (code, len(playground.events("start")), len(playground.events("end"))) == (0, 2, 1), output
     assert "started 2 done 1 failed 0" in output
-    assert "stopped, to go on" in output
+    assert re.search(r"stopped  model.arch=gated_1  \w+  to go on", output)
 
 
 def test_a_second_signal_kills_cells_that_do_not_end(write_sweep, playground):

@@ -6,7 +6,7 @@ import pytest
 
 from tests.sweep import fake_fit
 from vitlight.sweep import load_sweep, plan_sweep, sweep_status
-from vitlight.sweep.claims import Attempts, Claim
+from vitlight.sweep.claims import Attempts, Claims
 from vitlight.sweep.status import claim_path
 
 KEYS = [
@@ -15,6 +15,7 @@ KEYS = [
     "run_id",
     "run_dir",
     "state",
+    "job",
     "params",
     "forward_macs",
     "train_flops",
@@ -45,15 +46,21 @@ def write_result(planned, **values):
     (planned.run.run_dir / "result.json").write_text(json.dumps(values))
 
 
-def test_every_state(sweep, planned, tmp_path):
+@pytest.fixture
+def claims():
+    with Claims() as claims:
+        yield claims
+
+
+def test_every_state(sweep, planned, tmp_path, claims):
     done, running, diverged, failed, crashed, _ = planned
     write_result(done, status="done", top1=0.5, samples_seen=100, wall_seconds=9.5, reason=None)
-    running_claim = Claim.take(claim_path(running))
+    running_claim = claims.take(claim_path(running))
     row = {"data/samples_seen": 40, "time/wall_seconds": 1.5}
     (running.run.run_dir / "metrics.jsonl").write_text('{"data/samples_seen": 20}\n' + json.dumps(row) + '\n{"data/s')
     write_result(diverged, status="diverged", top1=None, samples_seen=30, wall_seconds=2.0, reason="loss is NaN")
     write_result(failed, status="failed", top1=None, reason="out of memory")
-    crash_claim = Claim.take(claim_path(crashed))
+    crash_claim = claims.take(claim_path(crashed))
     crash_claim.record(Attempts(1, "killed by SIGKILL"))
     crash_claim.release()
     other = tmp_path / "demo" / "f00"
@@ -76,18 +83,18 @@ def test_every_state(sweep, planned, tmp_path):
     assert (rows[6]["run_id"], rows[6]["run_dir"]) == ("f00", str(other))
 
 
-def test_looking_frees_and_takes_no_claim(sweep, planned, tmp_path):
-    claim = Claim.take(claim_path(planned[0]))
+def test_looking_frees_and_takes_no_claim(sweep, planned, tmp_path, claims):
+    claim = claims.take(claim_path(planned[0]))
     for _ in range(2):
         assert sweep_status(sweep, fake_fit.resolve, tmp_path)[0]["state"] == "running"
-    assert Claim.take(claim_path(planned[0])) is None
+    assert claims.take(claim_path(planned[0])) is None
     claim.release()
     assert sweep_status(sweep, fake_fit.resolve, tmp_path)[0]["state"] == "waiting"
     assert not claim_path(planned[1]).exists()
 
 
-def test_a_failed_cell_that_was_started_again_and_stopped_is_waiting(sweep, planned, tmp_path):
-    claim = Claim.take(claim_path(planned[0]))
+def test_a_failed_cell_that_was_started_again_and_stopped_is_waiting(sweep, planned, tmp_path, claims):
+    claim = claims.take(claim_path(planned[0]))
     claim.record(Attempts(1, "killed by SIGKILL"))
     claim.record(Attempts(1))
     claim.release()

@@ -1,22 +1,31 @@
-"""Claims: which runner has which cell, by advisory locks that the operating system frees when their holders are dead.
+"""Claims: which runner has which cell.
 
-A claim is an exclusive `flock` on `claims/<run id>.lock`. The lock belongs to the open file description, so the child
-process that inherits the descriptor keeps the claim after its runner was killed, and the claim is free once both are
-gone: no stale claims, no heartbeats, no clocks. Lock files are never deleted, because two processes could then hold
-locks on two files of one name. Over a network the file system must carry `flock` (NFS does from Linux 2.6.12 on).
+A claim is an exclusive lock on `claims/<run id>.lock` and a lease beside it. The lock settles everything between the
+processes of one host, and between hosts where the file system carries `flock` (NFS does from Linux 2.6.12 on): a child
+that inherits it keeps the claim after its runner was killed, and it is free once both are dead. The lease guards between
+hosts where locks end at each of them, or where there are none (see `leases`).
 
-The file also records how often the cell failed, written by the holder only.
+The lock's file also records how often the cell failed, written by the holder only.
 """
 
-import fcntl
+from __future__ import annotations
+
 import json
 import os
+import subprocess
+import sys
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitlight.errors import InputError
+from vitlight.sweep import keeper
+from vitlight.sweep.leases import BEAT_SECONDS, Lease, LeaseWatch, newest_lease
+from vitlight.training.locks import Lock, find_lock, take_lock
 
-__all__ = ["Attempts", "Claim", "is_claimed", "read_attempts"]
+__all__ = ["Attempts", "Claim", "Claims", "is_claimed", "read_attempts"]
+
+
+_GOODBYE_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -30,54 +39,105 @@ class Attempts:
     reason: str | None = None
 
 
-class Claim:
-    """An exclusive lock on one cell, held until it is released here and in every process that inherited `fd`."""
+class Claims(AbstractContextManager["Claims"]):
+    """The claims that one process takes, and the keeper that beats their leases."""
 
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
+    def __init__(self, beat_seconds: float = BEAT_SECONDS) -> None:
+        self.leases = LeaseWatch(beat_seconds)
+        self._keeper: subprocess.Popen[bytes] | None = None
+        self._held: dict[Path, Path] = {}  # lease -> lock
 
-    @classmethod
-    def take(cls, path: Path) -> "Claim | None":
-        """The claim, or None where somebody else has it. InputError where the file system has no locks."""
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
+    def take(self, path: Path) -> Claim | None:
+        """The claim, or None where somebody else has it or may have it. InputError where nothing can be locked."""
+        lock = take_lock(path)
+        if lock is None:
             return None
-        except OSError as error:
-            os.close(fd)
-            raise InputError(
-                f"{path} can't be locked ({error.strerror}); give a root on a file system with flock"
-            ) from None
-        return cls(fd)
+        lease = self.leases.take(path, lock)
+        if lease is None:
+            os.close(lock.fd)
+            return None
+        self._held[lease.path] = lock.path
+        self._tell("hold", lease.path, lock.path)
+        return Claim(self, path, lock, lease)
+
+    def check_keeper(self) -> None:
+        """Start it again where something has killed it; to be called once in a while."""
+        if self._keeper is not None and self._keeper.poll() is not None:
+            self._keeper.__exit__(None, None, None)
+            self._keeper = None
+            for lease, lock in self._held.items():
+                self._tell("hold", lease, lock)
+
+    def let_go(self, lease: Lease, lock: Path) -> None:
+        """Called when the lock is closed here: the lease is free, unless a child still has the lock."""
+        del self._held[lease.path]
+        if find_lock(lock)[0]:
+            self._tell("leave", lease.path)
+        else:
+            keeper.mark_released(str(lease.path))
+            self._tell("drop", lease.path)
+
+    def __exit__(self, *exception: object) -> None:
+        """The keeper goes on for as long as a child of this process has a claim."""
+        if self._keeper is not None and self._keeper.stdin is not None:
+            with suppress(BrokenPipeError):
+                self._keeper.stdin.close()
+            try:
+                self._keeper.wait(_GOODBYE_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._keeper.returncode = 0  # it is meant to outlive this process: nothing to warn of
+
+    def _tell(self, *words: str | Path) -> None:
+        if self._keeper is None:
+            self._keeper = subprocess.Popen(
+                [sys.executable, "-I", "-S", keeper.__file__, str(self.leases.beat_seconds)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                bufsize=0,
+                start_new_session=True,
+            )
+        assert self._keeper.stdin is not None
+        with suppress(BrokenPipeError):  # killed: check_keeper tells the next one
+            self._keeper.stdin.write("\t".join(map(str, words)).encode() + b"\n")
+
+
+class Claim:
+    """One cell, held until it is released here and `fd` is closed in every process that inherited it."""
+
+    def __init__(self, claims: Claims, path: Path, lock: Lock, lease: Lease) -> None:
+        self._claims, self._path, self._lock, self._lease = claims, path, lock, lease
+        self.fd = lock.fd
+
+    def is_lost(self) -> bool:
+        """Whether another host has taken the cell over: this one was away for longer than a lease lasts."""
+        return self._claims.leases.is_lost(self._path, self._lease)
 
     def attempts(self) -> Attempts:
-        return _parse(os.pread(self.fd, 1 << 16, 0))
+        return read_attempts(self._path)
 
     def record(self, attempts: Attempts) -> None:
         content = json.dumps({"num_failures": attempts.num_failures, "reason": attempts.reason}).encode() + b"\n"
-        os.pwrite(self.fd, content, 0)
-        os.ftruncate(self.fd, len(content))
+        fd = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.pwrite(fd, content, 0)
+            os.ftruncate(fd, len(content))
+        finally:
+            os.close(fd)
 
     def release(self) -> None:
         """Give up this process's hold: closed, not unlocked, so that a child which is alive keeps the claim."""
         os.close(self.fd)
+        self._claims.let_go(self._lease, self._lock.path)
 
 
 def is_claimed(path: Path) -> bool:
-    """Whether somebody holds the claim. Tried with a shared lock for an instant: a runner that meets it tries again."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
+    """Whether somebody holds the claim, by the lock or by the lease of another host; that one may have died since."""
+    is_held, domain = find_lock(path)
+    if is_held or not domain:
+        return is_held
+    lease = newest_lease(path)
+    return lease is not None and not lease.is_released and lease.domain != domain
 
 
 def read_attempts(path: Path) -> Attempts:

@@ -35,6 +35,7 @@ class SweepOutcome:
     num_started: int  # by this call
     failures: tuple[Failure, ...]  # in this call, another runner's included
     signum: int | None = None  # the signal that stopped it
+    num_queued: int = 0  # cells that Slurm still has
 
     @property
     def exit_code(self) -> int:
@@ -80,5 +81,6 @@ def exit_reason(code: int, log: Path) -> str:
     with suppress(FileNotFoundError), log.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
         lines = file.read().decode(errors="replace").splitlines()
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    # srun adds that a task has ended, and how, which is said already.
+    last = next((line.strip() for line in reversed(lines) if line.strip() and not line.startswith("srun: ")), "")
     return how if not last or last.startswith("$ ") else f"{how}: {last[:300]}"

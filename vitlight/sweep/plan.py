@@ -13,7 +13,15 @@ from vitlight.sweep.space import Cell, Sweep
 if TYPE_CHECKING:
     from vitlight.training.resolve import ResolvedRun
 
-__all__ = ["PlannedCell", "Resolve", "plan_sweep", "shorter_first", "sweep_directory"]
+__all__ = [
+    "InvalidCells",
+    "PlannedCell",
+    "Resolve",
+    "number_ranges",
+    "plan_sweep",
+    "shorter_first",
+    "sweep_directory",
+]
 
 Resolve = Callable[[Sequence[str]], "ResolvedRun"]
 Track = Callable[[Sequence[Cell]], Iterable[Cell]]
@@ -30,20 +38,34 @@ class PlannedCell:
     own_train_flops: int
 
 
+class InvalidCells(InputError):
+    """Cells that can't be run. The message numbers all of them and gives the first one's reason; `reasons` has every
+    (cell, reason)."""
+
+    def __init__(self, sweep: Sweep, num_cells: int, reasons: Sequence[tuple[Cell, str]]) -> None:
+        self.reasons = tuple(reasons)
+        cell, reason = reasons[0]
+        numbers = number_ranges([cell.index for cell, _ in reasons])
+        super().__init__(
+            f"{sweep.path}: {len(reasons)} of {num_cells} cells are invalid ({numbers}); "
+            f"cell {cell.index} ({cell.label}): {reason}"
+        )
+
+
 def plan_sweep(
     sweep: Sweep, resolve: Resolve | None = None, root: Path | None = None, track: Track = iter
 ) -> list[PlannedCell]:
     """The cells in grid order. `resolve`: the experiment layer's by default. `track` may show progress over the cells.
 
-    InputError, before anything is started: cells that don't resolve (all of them counted and numbered, the first with
-    its parameters and reason), two cells that are the same run, cells that lie in different directories.
+    InvalidCells, before anything is started, where some don't resolve; InputError for two cells that are the same run, and
+    cells that lie in different directories.
     """
     if resolve is None:
-        from vitlight.training.resolve import resolve_run
+        from vitlight.training.resolve import Resolver
 
-        resolve = resolve_run
+        resolve = Resolver()
     planned: list[PlannedCell] = []
-    reasons: dict[int, str] = {}
+    reasons: list[tuple[Cell, str]] = []
     cells = sweep.cells()
     for cell in track(cells):
         args = _complete_args(sweep, cell, root)
@@ -51,13 +73,9 @@ def plan_sweep(
             run = resolve(args)
             planned.append(PlannedCell(cell, args, run, run.train_flops))
         except InputError as error:
-            reasons[cell.index] = str(error)
+            reasons.append((cell, " ".join(str(error).split("\n"))))
     if reasons:
-        first, reason = next(iter(reasons.items()))
-        raise InputError(
-            f"{sweep.path}: {len(reasons)} of {len(cells)} cells are invalid ({_ranges(list(reasons))}); "
-            f"cell {first} ({cells[first].label}): {reason}"
-        )
+        raise InvalidCells(sweep, len(cells), reasons)
     _check_distinct(sweep, planned)
     return _share_trunks(planned)
 
@@ -103,7 +121,8 @@ def _check_distinct(sweep: Sweep, planned: Sequence[PlannedCell]) -> None:
     for item in planned:
         other = by_run_id.setdefault(item.run.run_id, item)
         if other is not item:
-            differing = [name for name, value in item.cell.parameters.items() if other.cell.parameters[name] != value]
+            settings, others = item.cell.settings, other.cell.settings
+            differing = [name for name in settings | others if settings.get(name, item) != others.get(name, item)]
             raise InputError(
                 f"{sweep.path}: cells {other.cell.index} ({other.cell.label}) and {item.cell.index} "
                 f"({item.cell.label}) are the same run {item.run.run_id}: {', '.join(differing)} changes "
@@ -117,7 +136,7 @@ def _check_distinct(sweep: Sweep, planned: Sequence[PlannedCell]) -> None:
             )
 
 
-def _ranges(numbers: Sequence[int]) -> str:
+def number_ranges(numbers: Sequence[int]) -> str:
     """Ascending numbers as text: [0, 1, 2, 5] -> "0-2, 5"."""
     runs: list[list[int]] = []
     for number in numbers:

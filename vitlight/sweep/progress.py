@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 from vitlight.data.progress import duration_text
 from vitlight.sweep.plan import PlannedCell
+from vitlight.sweep.time_left import TimeLeft
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = ["SweepProgress", "duration_text", "seconds_left"]
 
-STYLES = {"done": "green", "diverged": "yellow", "failed": "red", "started": "cyan"}
+STYLES = {"done": "green", "diverged": "yellow", "failed": "red", "started": "cyan", "running": "cyan"}
 
 
 def seconds_left(flops_done: int, flops_left: int, elapsed_seconds: float) -> float | None:
@@ -36,8 +37,10 @@ class SweepProgress(AbstractContextManager["SweepProgress"]):
         flops_left = [item.own_train_flops for item in planned if item.run.run_id not in finished]
         self._num_cells, self._num_done = len(planned), len(planned) - len(flops_left)
         self._num_failed = self._num_running = 0
+        self._slurm_states: dict[str, str] = {}  # run id -> state
         self._flops_done, self._flops_left = 0, sum(flops_left)
         self._began = time.monotonic()
+        self._left = TimeLeft([item for item in planned if item.run.run_id not in finished], planned)
         self._bar = Progress(
             BarColumn(),
             TextColumn("{task.fields[summary]}"),
@@ -57,18 +60,43 @@ class SweepProgress(AbstractContextManager["SweepProgress"]):
 
     def started(self, planned: PlannedCell) -> None:
         self._num_running += 1
+        self._left.started(planned)
         self._event("started", planned, "")
 
     def ended(self, planned: PlannedCell, state: str, detail: str, ours: bool) -> None:
         """`state`: done, diverged or failed. `ours`: this runner ran it."""
-        self._num_running -= ours
+        if self._slurm_states.pop(planned.run.run_id, None) is None:
+            self._num_running -= ours
         self._flops_left -= planned.own_train_flops
+        self._left.ended(planned)
         if state == "failed":
             self._num_failed += 1
         else:
             self._num_done += 1
             self._flops_done += planned.own_train_flops
         self._event(state, planned, detail if ours else f"{detail} (another runner's)".strip())
+
+    def stopped(self, planned: PlannedCell, detail: str = "") -> None:
+        """A cell of this runner has ended without an outcome."""
+        self._num_running -= 1
+        self._left.stopped(planned)
+        self._event("stopped", planned, detail)
+
+    def submitted(self, cells: Sequence[PlannedCell], jobs: str) -> None:
+        """Cells were handed to Slurm together."""
+        self._slurm_states |= dict.fromkeys((planned.run.run_id for planned in cells), "queued")
+        what = cells[0].cell.label if len(cells) == 1 else f"{len(cells)} cells"
+        self.say(f"queued   {what}  {'job' if len(cells) == 1 else 'jobs'} {jobs}")
+        self.tick()
+
+    def with_slurm(self, planned: PlannedCell, state: str, detail: str) -> None:
+        """`state`: running, queued, lost (to be submitted again) or, of jobs that Slurm can't be asked about, unknown."""
+        self._slurm_states[planned.run.run_id] = state
+        if state == "running":
+            self._left.started(planned)
+        else:
+            self._left.stopped(planned)
+        self._event(state, planned, detail)
 
     def say(self, text: str) -> None:
         self._console.print(text, markup=False, soft_wrap=True)
@@ -83,10 +111,13 @@ class SweepProgress(AbstractContextManager["SweepProgress"]):
         elapsed = time.monotonic() - self._began
         parts = [f"{self._num_done}/{self._num_cells} done"]
         parts += [f"{self._num_failed} failed"] if self._num_failed else []
-        parts += [f"{self._num_running} running"]
-        num_left = self._num_cells - self._num_done - self._num_failed - self._num_running
+        with_slurm = list(self._slurm_states.values())
+        num_running, num_queued = self._num_running + with_slurm.count("running"), with_slurm.count("queued")
+        parts += [f"{num_running} running"]
+        parts += [f"{num_queued} queued"] if num_queued else []
+        num_left = self._num_cells - self._num_done - self._num_failed - num_running - num_queued
         parts += [f"{num_left} left"]
-        seconds = seconds_left(self._flops_done, self._flops_left, elapsed)
+        seconds = self._left.seconds() or seconds_left(self._flops_done, self._flops_left, elapsed)
         if seconds is not None and self._flops_left > 0:
             parts += [f"{self._flops_done / elapsed:.1e} FLOP/s", f"about {duration_text(seconds)} left"]
         return ", ".join(parts)
@@ -95,7 +126,7 @@ class SweepProgress(AbstractContextManager["SweepProgress"]):
         from rich.text import Text
 
         line = Text()
-        line.append(f"{state:<8} ", style=STYLES[state])
+        line.append(f"{state:<8} ", style=STYLES.get(state, ""))
         line.append(f"{planned.cell.label}  {planned.run.run_id}" + (f"  {detail}" if detail else ""))
         if not self._console.is_terminal:
             line.append(f"  [{self.summary()}]")

@@ -1,42 +1,41 @@
 """Runs what a sweep's directory lacks, on as many runners as one likes, each cell exactly once.
 
 A cell is finished when its result.json says done or diverged. A runner takes a cell's claim (see `claims`), looks
-again whether the cell is finished, and only then starts it; the claim is held until the outcome is on disk. So a
-runner that is killed costs nothing: its cell goes on and keeps its claim, or dies and frees it, and whoever runs the
-sweep next takes it from the run's own last checkpoint. A cell that fails is not tried again by the runners that saw it
-fail; the next `run` tries it.
+again whether the cell is finished or with Slurm, and only then starts it; the claim is held until the outcome is on
+disk. So a runner that is killed costs nothing: its cell goes on and keeps its claim, or dies and frees it, and whoever
+runs the sweep next takes it from the run's own last checkpoint. A cell that fails is not tried again by the runners that
+saw it fail; the next `run` tries it.
 """
 
 from __future__ import annotations
 
-import os
-import platform
 import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitlight.errors import InputError
-from vitlight.sweep.claims import Attempts, Claim
+from vitlight.sweep.claims import Attempts, Claim, Claims
 from vitlight.sweep.executors import Executor, Job, LocalExecutor
-from vitlight.sweep.outcomes import Failure, FailureMark, SweepOutcome, exit_reason, is_finished, result_reason
-from vitlight.sweep.plan import PlannedCell, Resolve, plan_sweep, shorter_first, sweep_directory
-from vitlight.sweep.progress import SweepProgress, duration_text
+from vitlight.sweep.job_records import JobRecord, job_path, read_job, remove_job
+from vitlight.sweep.leases import BEAT_SECONDS
+from vitlight.sweep.outcomes import SweepOutcome, exit_reason, is_finished, result_reason
+from vitlight.sweep.plan import PlannedCell, Resolve, plan_sweep
+from vitlight.sweep.progress import SweepProgress
+from vitlight.sweep.slurm_queue import SlurmQueue
 from vitlight.sweep.space import Sweep
-from vitlight.sweep.status import FINISHED, Result, claim_path, log_path, read_result
+from vitlight.sweep.status import Result, claim_path, log_path, read_result
+from vitlight.sweep.stopping import Stop, stop_signals
+from vitlight.sweep.tally import Tally, open_directory
 from vitlight.training.signals import REQUEUE
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["run_planned", "run_sweep"]
+__all__ = ["awaits_trunk", "run_planned", "run_sweep"]
 
 TICK_SECONDS = 0.05
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 def run_sweep(
@@ -64,27 +63,23 @@ def run_planned(
     executor: Executor,
     poll_seconds: float = 1.0,
     console: Console | None = None,
+    beat_seconds: float = BEAT_SECONDS,
 ) -> SweepOutcome:
-    """`run_sweep` of cells that are planned already."""
-    directory = sweep_directory(planned)
-    try:
-        for name in ("claims", "logs"):
-            (directory / name).mkdir(parents=True, exist_ok=True)
-        _keep_copy(sweep_file, directory / "sweep.yaml")
-    except OSError as error:
-        raise InputError(f"{directory} can't be written ({error.strerror}); change --root") from None
-    # A result is final, so it counts without the claim.
-    results = {item.run.run_id: read_result(item.run.run_dir) for item in planned}
-    finished = {run_id: result.status for run_id, result in results.items() if is_finished(result)}
-    with _stop_signals() as stop, SweepProgress(planned, finished, console) as progress:
-        return _Runner(planned, finished, executor, progress, stop).run(poll_seconds)
+    """`run_sweep` of cells that are planned already. A host that doesn't beat its claims' leases for 12 `beat_seconds` has
+    lost them."""
+    finished = open_directory(planned, sweep_file)
+    with stop_signals() as stop, SweepProgress(planned, finished, console) as progress, Claims(beat_seconds) as claims:
+        return _Runner(Tally(planned, finished, progress), executor, progress, stop, claims).run(poll_seconds)
 
 
-@dataclass
-class _Stop:
-    """Signals that have arrived."""
-
-    signums: list[int] = field(default_factory=list)
+def awaits_trunk(planned: PlannedCell, others: Sequence[PlannedCell]) -> bool:
+    """Whether a shorter cell of its trunk, one of the `others`, has yet to leave the state that this one begins from."""
+    trunk = planned.run.trunk
+    if trunk is None:
+        return False
+    trunks = [item.run.trunk for item in others]
+    steps = {other.last_step for other in trunks if other is not None and other.folder == trunk.folder}
+    return any(step < trunk.last_step and not trunk.has(step) for step in steps)
 
 
 @dataclass
@@ -96,29 +91,21 @@ class _Running:
     attempts: Attempts  # before this one
     content_before: bytes | None  # of result.json
     began: float
+    is_lost: bool = False  # to another host
 
 
 class _Runner:
     """One call of `run_sweep`: what waits, what runs, what has ended."""
 
-    def __init__(
-        self,
-        planned: Sequence[PlannedCell],
-        finished: Mapping[str, str],
-        executor: Executor,
-        progress: SweepProgress,
-        stop: _Stop,
-    ) -> None:
-        self._executor, self._progress, self._stop = executor, progress, stop
-        unfinished = [item for item in planned if item.run.run_id not in finished]
-        self._waiting = sorted(unfinished, key=shorter_first)
-        self._marks = {item.run.run_id: FailureMark.of(item) for item in unfinished}
+    def __init__(self, tally: Tally, executor: Executor, progress: SweepProgress, stop: Stop, claims: Claims) -> None:
+        self._tally, self._executor, self._progress = tally, executor, progress
+        self._stop, self._claims, self._queue = stop, claims, SlurmQueue()
+        self._waiting = list(tally.unfinished)
         self._running: list[_Running] = []
         self._free_slots = list(range(executor.num_slots))
-        self._ended = {status: list(finished.values()).count(status) for status in FINISHED}
-        self._failures: list[Failure] = []
         self._num_started = 0
         self._stopping = False
+        self._said: set[str] = set()
 
     def run(self, poll_seconds: float) -> SweepOutcome:
         try:
@@ -128,24 +115,17 @@ class _Runner:
             raise
         if self._stop.signums:
             self._wind_down(signal.Signals(self._stop.signums[0]).name)
-        return SweepOutcome(
-            num_done=self._ended["done"],
-            num_diverged=self._ended["diverged"],
-            num_started=self._num_started,
-            failures=tuple(self._failures),
-            signum=self._stop.signums[0] if self._stop.signums else None,
-        )
+        return self._tally.outcome(self._num_started, self._stop.signums[0] if self._stop.signums else None)
 
     def _run(self, poll_seconds: float) -> None:
         next_scan = 0.0
-        said_waiting = False
         while (self._waiting or self._running) and not self._stop.signums:
             if self._reap() or time.monotonic() >= next_scan:
+                self._check_claims()
                 self._fill_slots()
                 next_scan = time.monotonic() + poll_seconds
-                if self._waiting and not self._running and not said_waiting:
-                    said_waiting = True
-                    self._progress.say(f"waiting for {len(self._waiting)} cells that other runners have claimed")
+                if self._waiting and not self._running:
+                    self._say_once(f"waiting for {len(self._waiting)} cells that other runners have claimed", "waiting")
             self._progress.tick()
             time.sleep(TICK_SECONDS)
 
@@ -153,37 +133,83 @@ class _Runner:
         for planned in list(self._waiting):
             if not self._free_slots or self._stop.signums:
                 return
-            if self._awaits_trunk(planned):
-                continue
-            claim = Claim.take(claim_path(planned))
-            if claim is None:
-                continue
-            self._waiting.remove(planned)
             result = read_result(planned.run.run_dir)
             if is_finished(result):
-                claim.release()
-                self._finish(planned, result, ours=False)
-            elif FailureMark.of(planned).is_newer_than(self._marks[planned.run.run_id]):
-                reason = claim.attempts().reason or result_reason(result) or "failed"
-                claim.release()
-                self._fail(planned, reason, ours=False)
+                self._waiting.remove(planned)
+                self._tally.finish(planned, result, ours=False)
+                continue
+            if self._awaits_trunk(planned) or self._is_with_slurm(planned, read_job(job_path(planned))):
+                continue
+            claim = self._claims.take(claim_path(planned))
+            if claim is None:
+                self._say_silent(planned)
             else:
-                self._start(planned, claim, result)
+                self._settle(planned, claim)
+
+    def _settle(self, planned: PlannedCell, claim: Claim) -> None:
+        """Start a cell whose claim was taken, unless somebody has just ended it or handed it to Slurm."""
+        result = read_result(planned.run.run_dir)
+        record = read_job(job_path(planned))
+        if self._is_with_slurm(planned, record):
+            claim.release()
+            return
+        if record is not None:
+            remove_job(job_path(planned))
+        self._waiting.remove(planned)
+        if is_finished(result):
+            claim.release()
+            self._tally.finish(planned, result, ours=False)
+        elif self._tally.has_failed_since(planned):
+            claim.release()
+            self._tally.fail(planned, self._tally.failure_reason(planned), ours=False)
+        else:
+            self._start(planned, claim, result)
+
+    def _is_with_slurm(self, planned: PlannedCell, record: JobRecord | None) -> bool:
+        """Whether a job has the cell, as far as Slurm says, or may have it where Slurm can't be asked."""
+        if record is None:
+            return False
+        state = self._queue.state(record)
+        if state is not None and state.has_ended:
+            return False
+        job = f"job {record.job} of {record.user} on {record.cluster}"
+        self._say_once(f"with Slurm  {planned.cell.label}  {planned.run.run_id}  {job}", planned.run.run_id)
+        return True
+
+    def _say_silent(self, planned: PlannedCell) -> None:
+        lease = self._claims.leases.silent(claim_path(planned))
+        if lease is not None:
+            self._say_once(
+                f"silent   {planned.cell.label}  {planned.run.run_id}  {lease.host}, which has it, gives no sign of life; "
+                f"taken over after {lease.silence_seconds:g} s",
+                str(lease.path),
+            )
+
+    def _say_once(self, text: str, key: str) -> None:
+        if key not in self._said:
+            self._said.add(key)
+            self._progress.say(text)
 
     def _awaits_trunk(self, planned: PlannedCell) -> bool:
-        """Whether a shorter cell of its trunk, running or waiting, has yet to leave the state that this one begins from."""
-        trunk = planned.run.trunk
-        if trunk is None:
-            return False
-        others = [item.run.trunk for item in [*self._waiting, *(running.planned for running in self._running)]]
-        steps = {other.last_step for other in others if other is not None and other.folder == trunk.folder}
-        return any(step < trunk.last_step and not trunk.has(step) for step in steps)
+        return awaits_trunk(planned, [*self._waiting, *(running.planned for running in self._running)])
+
+    def _check_claims(self) -> None:
+        """End cells that another host has taken over, since it has heard nothing of this one for too long."""
+        self._claims.check_keeper()
+        for running in self._running:
+            if not running.is_lost and running.claim.is_lost():
+                running.is_lost = True
+                running.job.kill()
 
     def _start(self, planned: PlannedCell, claim: Claim, result: Result | None) -> None:
         attempts = claim.attempts()
         claim.record(Attempts(attempts.num_failures))
         slot = self._free_slots.pop(0)
-        job = self._executor.start(planned.args, slot, log_path(planned), claim.fd)
+        try:
+            job = self._executor.start(planned.args, slot, log_path(planned), claim.fd)
+        except BaseException:
+            claim.release()
+            raise
         content = result.content if result else None
         self._running.append(_Running(planned, job, claim, slot, attempts, content, time.monotonic()))
         self._num_started += 1
@@ -197,17 +223,20 @@ class _Runner:
             self._free_slots.append(running.slot)
             result = read_result(running.planned.run.run_dir)
             if is_finished(result):
-                self._finish(running.planned, result, ours=True, seconds=time.monotonic() - running.began)
+                self._tally.finish(running.planned, result, ours=True, seconds=time.monotonic() - running.began)
+            elif running.is_lost:
+                self._progress.stopped(running.planned, "taken over by another host")
+                self._waiting.append(running.planned)
             elif self._stopping:
-                self._progress.say(f"stopped  {running.planned.cell.label}  {running.planned.run.run_id}")
+                self._progress.stopped(running.planned)
             elif code == REQUEUE:  # somebody else has stopped this cell alone
-                self._progress.say(f"stopped, to go on  {running.planned.cell.label}  {running.planned.run.run_id}")
+                self._progress.stopped(running.planned, "to go on")
                 self._waiting.insert(0, running.planned)
             else:
                 fresh = result if result is None or result.content != running.content_before else None
                 reason = result_reason(fresh) or exit_reason(code, log_path(running.planned))
                 running.claim.record(Attempts(running.attempts.num_failures + 1, reason))
-                self._fail(running.planned, reason, ours=True)
+                self._tally.fail(running.planned, reason, ours=True)
             running.claim.release()
         return bool(ended)
 
@@ -225,44 +254,3 @@ class _Runner:
                     running.job.kill()
             self._reap()
             time.sleep(TICK_SECONDS)
-
-    def _finish(self, planned: PlannedCell, result: Result, ours: bool, seconds: float | None = None) -> None:
-        self._ended[result.status] += 1
-        top1 = result.values.get("top1")
-        details = [f"top1 {top1:.4f}"] if isinstance(top1, float) else []
-        details += [str(result_reason(result))] if result.status == "diverged" and result_reason(result) else []
-        details += [duration_text(seconds)] if seconds is not None else []
-        self._progress.ended(planned, result.status, "  ".join(details), ours)
-
-    def _fail(self, planned: PlannedCell, reason: str, ours: bool) -> None:
-        failure = Failure(planned, reason, log_path(planned))
-        self._failures.append(failure)
-        self._progress.ended(planned, "failed", f"{reason}  {failure.log}", ours)
-
-
-def _keep_copy(source: Path, copy: Path) -> None:
-    """The sweep file beside its runs, for the record; written beside and renamed, as runners may start together."""
-    content = source.read_bytes()
-    if copy.exists() and copy.read_bytes() == content:
-        return
-    part = copy.with_name(f".{copy.name}.{platform.node()}.{os.getpid()}")
-    part.write_bytes(content)
-    part.replace(copy)
-
-
-@contextmanager
-def _stop_signals() -> Iterator[_Stop]:
-    """Collect STOP_SIGNALS instead of dying of them; those that the caller ignores stay ignored."""
-    stop = _Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
-    for signum, handler in before.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(signum, lambda number, _frame: stop.signums.append(number))
-    try:
-        yield stop
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)

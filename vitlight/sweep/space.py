@@ -10,6 +10,10 @@
 
 `wandb sweep` and `wandb agent` run the same file. Parameters are sorted by name and the last one varies fastest, as in
 W&B's grid search. What W&B's format can say and a grid of complete runs can't honour is refused, never ignored.
+
+Settings that go together are one axis: a parameter whose values are mappings. W&B hands a mapping over in Python's
+notation, `--config={'model': {'arch': 'vit_s16', 'optimizer': {'lr': 0.001}}}`, which `vitlight fit` reads as it reads a
+file; `config` reaches any setting, a group's name (`model`, `data`) those of the group, and names of files do as well.
 """
 
 import hashlib
@@ -24,10 +28,10 @@ from typing import Any
 from vitlight.errors import InputError, did_you_mean
 from vitlight.sweep.command import DEFAULT_COMMAND, expand_command, vitlight_arguments
 
-__all__ = ["Cell", "Scalar", "Sweep", "Value", "load_sweep"]
+__all__ = ["Cell", "Scalar", "Sweep", "Value", "flattened", "load_sweep"]
 
 Scalar = bool | int | float | str
-Value = Scalar | list[Scalar]
+Value = Scalar | list[Scalar] | dict[str, Any]
 
 # entity, project and description place the sweep on W&B's server and change no run.
 TOP_LEVEL_KEYS = ("name", "method", "metric", "command", "program", "parameters", "entity", "project", "description")
@@ -35,6 +39,7 @@ REFUSED_KEYS = {
     "early_terminate": "every cell runs to its end, so that results are comparable; remove it",
     "run_cap": "every cell of a grid is run; remove it, or list fewer values",
 }
+CONFIG = "config"  # the argument that takes settings of every group
 PARAMETER_KEYS = ("value", "values", "parameters", "distribution")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -46,7 +51,12 @@ class Cell:
     index: int  # its place in the grid, from 0
     parameters: dict[str, Value]  # dotted name -> value, sorted by name
     args: tuple[str, ...]  # what follows `vitlight`: fit --config=... --model.arch=...
-    label: str  # the swept parameters as text; those with a single value are left out
+    label: str  # the swept settings as text; those with a single value are left out
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Its parameters, mappings taken apart: dotted setting -> value."""
+        return flattened(self.parameters)
 
     @property
     def id(self) -> str:
@@ -68,16 +78,44 @@ class Sweep:
     def cells(self) -> list[Cell]:
         """Every combination of values, the last parameter varying fastest."""
         grid = itertools.product(*self.parameters.values())
-        return [self._cell(index, dict(zip(self.parameters, values, strict=True))) for index, values in enumerate(grid)]
+        swept = self.swept_settings()
+        return [
+            self._cell(index, dict(zip(self.parameters, values, strict=True)), swept)
+            for index, values in enumerate(grid)
+        ]
 
-    def _cell(self, index: int, parameters: dict[str, Value]) -> Cell:
-        swept = {name: value for name, value in parameters.items() if len(self.parameters[name]) > 1} or parameters
+    def swept_settings(self) -> set[str]:
+        """The settings that have more than one value, or are there for some values of a parameter only."""
+        swept: set[str] = set()
+        for name, values in self.parameters.items():
+            each = [{key: repr(item) for key, item in flattened({name: value}).items()} for value in values]
+            swept |= {key for one in each for key in one if any(other.get(key) != one[key] for other in each)}
+        return swept
+
+    def _cell(self, index: int, parameters: dict[str, Value], swept: set[str]) -> Cell:
+        settings = flattened(parameters)
+        named = {name: value for name, value in settings.items() if name in swept} or settings
         return Cell(
             index=index,
             parameters=parameters,
             args=vitlight_arguments(expand_command(self.command, self.program, parameters)),
-            label=" ".join(f"{name}={value}" for name, value in swept.items()),
+            label=" ".join(f"{name}={value}" for name, value in named.items()),
         )
+
+
+def flattened(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters by dotted setting: what is nested in `config` belongs to the top, what is in `model` to `model.`.
+
+    A later parameter overrides an earlier one, as a later argument does. An empty mapping is a value of its own.
+    """
+    flat: dict[str, Any] = {}
+    for name, value in parameters.items():
+        if isinstance(value, Mapping) and value:
+            inner = flattened({str(key): item for key, item in value.items()})
+            flat |= inner if name == CONFIG else {f"{name}.{key}": item for key, item in inner.items()}
+        else:
+            flat[name] = value
+    return flat
 
 
 def load_sweep(path: str | Path) -> Sweep:
@@ -208,8 +246,7 @@ def _values(name: str, spec: Mapping[str, Any]) -> tuple[Value, ...]:
         raise InputError(f"parameter {name} has values {values!r}; write a list with at least one value")
     first_with: dict[object, Any] = {}
     for value in values:
-        for item in value if isinstance(value, list) else [value]:
-            _check_scalar(name, item)
+        _check_value(name, value)
         # 1 and "1" give the same argument; 1 and 1.0 are the same number; True and 1 are neither.
         number = ("number", value) if isinstance(value, int | float) and not isinstance(value, bool) else None
         for identity in filter(None, (("text", str(value)), number)):
@@ -219,13 +256,36 @@ def _values(name: str, spec: Mapping[str, Any]) -> tuple[Value, ...]:
     return tuple(values)
 
 
+def _check_value(name: str, value: Any) -> None:
+    """A scalar, a list of scalars, or a mapping of names to such or to lists and mappings of any depth."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise InputError(
+                    f"parameter {name} has the name {key!r}, which is not text; YAML reads on, off, yes and no as "
+                    "booleans: quote it"
+                )
+            _check_inner(f"{name}: {key}", item)
+        return
+    for item in value if isinstance(value, list) else [value]:
+        _check_scalar(name, item)
+
+
+def _check_inner(name: str, value: Any) -> None:
+    if isinstance(value, list):
+        for item in value:
+            _check_inner(name, item)
+    else:
+        _check_value(name, value)
+
+
 def _check_scalar(name: str, value: Any) -> None:
     if value is None:
         raise InputError(f'parameter {name} has null, which W&B hands over as the text None; quote it: "null"')
     if not isinstance(value, Scalar):
         raise InputError(
             f"parameter {name} has {value!r} of type {type(value).__name__}; "
-            "values are numbers, text, booleans or lists of them: quote it, or use nested parameters"
+            "values are numbers, text, booleans, lists of them or mappings: quote it"
         )
     if isinstance(value, float) and not math.isfinite(value):
         raise InputError(f"parameter {name} has {value!r}; a value must be finite")

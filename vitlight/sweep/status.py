@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vitlight.sweep.claims import is_claimed, read_attempts
+from vitlight.sweep.job_records import job_path, read_job
 from vitlight.sweep.plan import PlannedCell, Resolve, plan_sweep, sweep_directory
 from vitlight.sweep.space import Sweep
 
 __all__ = ["FINISHED", "Result", "State", "claim_path", "log_path", "read_result", "status_rows", "sweep_status"]
 
-State = Literal["done", "running", "failed", "diverged", "waiting", "other"]
+State = Literal["done", "running", "queued", "failed", "diverged", "waiting", "other"]
 FINISHED = ("done", "diverged")
 TAIL_BYTES = 1 << 16  # metrics.jsonl rows are far shorter
 
@@ -52,9 +53,10 @@ def read_result(run_dir: Path) -> Result | None:
 def sweep_status(sweep: Sweep, resolve: Resolve | None = None, root: Path | None = None) -> list[dict[str, Any]]:
     """One row a cell in grid order, then one row for each run in the directory that no cell makes (state `other`).
 
-    Keys: cell, parameters, run_id, run_dir, state (done, running, failed, diverged, waiting, other), params,
-    forward_macs (per image), train_flops (of the whole run), own_train_flops (without the steps that a shorter cell of
-    the same trunk does), samples_seen (so far), horizon_samples, top1 (fraction, None unless done), seconds (wall),
+    Keys: cell, parameters, run_id, run_dir, state (done, running, queued, failed, diverged, waiting, other), job (its
+    number where Slurm has the cell, else None), params, forward_macs (per image), train_flops (of the whole run),
+    own_train_flops (without the steps that a shorter cell of the same trunk does), samples_seen (so far),
+    horizon_samples, top1 (fraction, None unless done), seconds (wall),
     reason (None unless failed or diverged). InputError as in plan_sweep.
     """
     return status_rows(plan_sweep(sweep, resolve, root))
@@ -75,12 +77,15 @@ def _cell_row(planned: PlannedCell) -> dict[str, Any]:
     claimed = is_claimed(claim_path(planned))
     result = read_result(run.run_dir)
     attempts = read_attempts(claim_path(planned))
+    record = read_job(job_path(planned))
     state: State
     reason = None
     if result is not None and result.status in FINISHED:
         state, reason = "done" if result.status == "done" else "diverged", result.values.get("reason")
     elif claimed:
         state = "running"
+    elif record is not None:
+        state = "queued"
     elif attempts.reason is not None or result is not None:
         state, reason = "failed", attempts.reason or (result.values.get("reason") if result else None)
     else:
@@ -91,6 +96,7 @@ def _cell_row(planned: PlannedCell) -> dict[str, Any]:
         "run_id": run.run_id,
         "run_dir": str(run.run_dir),
         "state": state,
+        "job": record.job if record is not None and state in ("running", "queued") else None,
         "params": run.params,
         "forward_macs": run.forward_macs,
         "train_flops": run.train_flops,
@@ -110,6 +116,7 @@ def _other_row(run_dir: Path) -> dict[str, Any]:
         "run_id": run_dir.name,
         "run_dir": str(run_dir),
         "state": "other",
+        "job": None,
         **{
             key: values.get(key)
             for key in ("params", "forward_macs", "train_flops", "own_train_flops", "horizon_samples")

@@ -54,6 +54,7 @@ def _digest(identity: dict[str, Any]) -> str:
 def _identity(settings: Namespace, data_digest: str, weights_digest: str | None) -> dict[str, Any]:
     plain = _plain(settings)
     model = {name: value for name, value in plain["model"].items() if name not in (*_MODEL_NOT_IDENTITY, *_WEIGHTS)}
+    model["model_options"] = _one_spelling(model["model_options"])
     if weights_digest is not None:
         named = {name: plain["model"][name] for name in ("weights_layout", "weights_head")}
         model["weights"] = {"digest": weights_digest, **named}
@@ -64,6 +65,16 @@ def _identity(settings: Namespace, data_digest: str, weights_digest: str | None)
         "model": model,
         "trainer": {name: plain["trainer"][name] for name in _TRAINER_IDENTITY},
     }
+
+
+def _one_spelling(value: Any) -> Any:
+    """Whole numbers as integers, at any depth: options have no types to settle 0 or 0.0, and W&B's server, which a sweep's
+    values pass through, makes 0 of 0.0."""
+    if isinstance(value, dict):
+        return {name: _one_spelling(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_one_spelling(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _plain(value: Any) -> Any:

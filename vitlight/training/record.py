@@ -1,7 +1,7 @@
 """The run directory: what one run leaves behind, written so that a kill at any moment loses nothing that was done."""
 
 import contextlib
-import fcntl
+import functools
 import json
 import math
 import os
@@ -12,10 +12,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from vitlight.errors import InputError
 from vitlight.training.checkpoint import flush_to_disk, write_atomically
+from vitlight.training.locks import take_lock
 
 __all__ = ["RunDirectory", "code_commit", "package_versions"]
 
@@ -31,15 +32,6 @@ def _is_before(line: str, step: int) -> bool:
         return bool(json.loads(line)["step"] < step)
     except ValueError:
         return False
-
-
-def _is_locked(file: IO[str]) -> bool:
-    """Whether this process has, or has just got, the lock."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 class RunDirectory:
@@ -60,22 +52,22 @@ class RunDirectory:
     @contextlib.contextmanager
     def claimed(self, wait_seconds: float = 0.0) -> Iterator[None]:
         """Hold the directory; raises InputError when another process has not let go of it within `wait_seconds`. The lock
-        dies with its holder."""
-        with (self.path / ".lock").open("a+") as lock:
-            deadline, said = time.monotonic() + wait_seconds, False
-            while not _is_locked(lock):
-                lock.seek(0)
-                holder = f"run {self.path} is in progress in process {lock.read().strip() or '?'}"
-                if time.monotonic() >= deadline:
-                    raise InputError(f"{holder}; run.claim_wait_seconds={wait_seconds:g} is how long to wait for it")
-                if not said:
-                    print(f"{holder}; waiting up to {wait_seconds:g} s for it to end", file=sys.stderr, flush=True)
-                said = True
-                time.sleep(0.1)
-            lock.truncate(0)
-            lock.write(f"{os.getpid()} on {platform.node()}")
-            lock.flush()
+        dies with its holder; it reaches as far as `flock` does (see `locks`)."""
+        path = self.path / ".lock"
+        deadline, said = time.monotonic() + wait_seconds, False
+        while (lock := take_lock(path)) is None:
+            holder = f"run {self.path} is in progress in process {path.read_text().strip() or '?'}"
+            if time.monotonic() >= deadline:
+                raise InputError(f"{holder}; run.claim_wait_seconds={wait_seconds:g} is how long to wait for it")
+            if not said:
+                print(f"{holder}; waiting up to {wait_seconds:g} s for it to end", file=sys.stderr, flush=True)
+            said = True
+            time.sleep(0.1)
+        try:
+            path.write_text(f"{os.getpid()} on {platform.node()}")
             yield
+        finally:
+            os.close(lock.fd)
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add one row to metrics.jsonl."""
@@ -142,8 +134,10 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
+@functools.cache
 def code_commit() -> str | None:
-    """Commit of the working copy that vitlight runs from (`-dirty` where it was changed), None outside of one."""
+    """Commit of the working copy that vitlight runs from (`-dirty` where it was changed), None outside of one; as it was at
+    the first call in this process."""
     folder = Path(__file__).resolve().parent.parent
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
     try:

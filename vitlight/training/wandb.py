@@ -23,9 +23,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from vitlight.errors import InputError
 from vitlight.training.checkpoint import write_atomically
 from vitlight.training.record import RunDirectory
+from vitlight.training.spare import Helper, start_helper
 from vitlight.training.wandb_process import children_of
 
-__all__ = ["WandbProjection", "is_rank_zero", "replay", "start_wandb"]
+__all__ = ["WandbProjection", "is_offline", "is_rank_zero", "replay", "start_wandb"]
 
 _GRACE_SECONDS = 2.0  # for the process to end by itself when its time is over
 _QUIET_SECONDS = 3.0  # of waiting at the end, before it is said
@@ -47,7 +48,8 @@ def _has_key() -> bool:
         return False
 
 
-def _is_offline() -> bool:
+def is_offline() -> bool:
+    """Whether W&B is to ask no server: WANDB_MODE says so, or there is no key."""
     mode = os.environ.get("WANDB_MODE")
     return mode in ("offline", "dryrun") or (not mode and not _has_key())
 
@@ -61,20 +63,14 @@ class WandbProjection:
     def __init__(self, run: RunDirectory, settings: Mapping[str, Any]) -> None:
         self.run, self.finish_seconds = run, float(settings["finish_seconds"])
         self._answer, self._num_rows, self._gave_up, self._warned, self._ended = b"", None, False, False, False
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Helper | None = None
         folder = run.path / "wandb"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / "projection.json", json.dumps(settings, default=str))
-            with (folder / "projection.log").open("ab") as log:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-m", "vitlight.training.wandb_process", str(folder / "projection.json")],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    bufsize=0,
-                    start_new_session=True,
-                )
+            self._process = start_helper(
+                "vitlight.training.wandb_process", str(folder / "projection.json"), folder / "projection.log"
+            )
         except OSError as error:
             self._warn(str(error))
             return
@@ -168,7 +164,7 @@ def start_wandb(
     """
     if not is_rank_zero() or os.environ.get("WANDB_MODE") == "disabled":
         return None
-    offline = _is_offline()
+    offline = is_offline()
     init = {
         "id": run_id,
         "name": name,
@@ -195,7 +191,7 @@ def replay(run_dir: Path, finish_seconds: float = 600.0) -> str:
     if not path.is_file() or not run.metrics_path.is_file():
         raise InputError(f"{run_dir} has no metrics.jsonl and wandb/projection.json: it is no run with run.wandb=true")
     settings = json.loads(path.read_text())
-    init, offline = settings["init"], _is_offline()
+    init, offline = settings["init"], is_offline()
     run_id = f"{init['id'].partition('-')[0]}-{int(time.time()):x}"
     init.update(id=run_id, mode="offline" if offline else None, resume=None)
     settings.update(finish_seconds=finish_seconds, pid=os.getpid())

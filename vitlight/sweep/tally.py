@@ -1,0 +1,87 @@
+"""What becomes of a sweep's cells in one call, counted and told."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from vitlight.errors import InputError
+from vitlight.sweep.claims import read_attempts
+from vitlight.sweep.outcomes import Failure, FailureMark, SweepOutcome, is_finished, result_reason
+from vitlight.sweep.plan import PlannedCell, shorter_first, sweep_directory
+from vitlight.sweep.progress import SweepProgress, duration_text
+from vitlight.sweep.status import FINISHED, Result, claim_path, log_path, read_result
+
+__all__ = ["Tally", "open_directory"]
+
+
+def open_directory(planned: Sequence[PlannedCell], sweep_file: Path) -> dict[str, str]:
+    """Make the sweep's directory with a copy of its file; returns run id -> status of the cells that have ended for good.
+
+    InputError: it can't be written.
+    """
+    directory = sweep_directory(planned)
+    try:
+        for name in ("claims", "logs"):
+            (directory / name).mkdir(parents=True, exist_ok=True)
+        _keep_copy(sweep_file, directory / "sweep.yaml")
+    except OSError as error:
+        raise InputError(f"{directory} can't be written ({error.strerror}); change --root") from None
+    # A result is final, so it counts without the claim.
+    results = {item.run.run_id: read_result(item.run.run_dir) for item in planned}
+    return {run_id: result.status for run_id, result in results.items() if is_finished(result)}
+
+
+def _keep_copy(source: Path, copy: Path) -> None:
+    """The sweep file beside its runs, for the record; written beside and renamed, as runners may start together."""
+    content = source.read_bytes()
+    if copy.exists() and copy.read_bytes() == content:
+        return
+    part = copy.with_name(f".{copy.name}.{platform.node()}.{os.getpid()}")
+    part.write_bytes(content)
+    part.replace(copy)
+
+
+class Tally:
+    """Counts cells that have ended, remembers the failures, and tells the progress."""
+
+    def __init__(self, planned: Sequence[PlannedCell], finished: Mapping[str, str], progress: SweepProgress) -> None:
+        self.unfinished = sorted((item for item in planned if item.run.run_id not in finished), key=shorter_first)
+        self._progress = progress
+        self._marks = {item.run.run_id: FailureMark.of(item) for item in self.unfinished}
+        self._ended = {status: list(finished.values()).count(status) for status in FINISHED}
+        self._failures: list[Failure] = []
+
+    def has_failed_since(self, planned: PlannedCell) -> bool:
+        """Whether the cell has failed, here or elsewhere, after this call began."""
+        return FailureMark.of(planned).is_newer_than(self._marks[planned.run.run_id])
+
+    def failure_reason(self, planned: PlannedCell) -> str:
+        """Why it has failed, from its claim's record or its result."""
+        reason = read_attempts(claim_path(planned)).reason
+        return reason or result_reason(read_result(planned.run.run_dir)) or "failed"
+
+    def finish(self, planned: PlannedCell, result: Result, ours: bool, seconds: float | None = None) -> None:
+        self._ended[result.status] += 1
+        top1 = result.values.get("top1")
+        details = [f"top1 {top1:.4f}"] if isinstance(top1, float) else []
+        details += [str(result_reason(result))] if result.status == "diverged" and result_reason(result) else []
+        details += [duration_text(seconds)] if seconds is not None else []
+        self._progress.ended(planned, result.status, "  ".join(details), ours)
+
+    def fail(self, planned: PlannedCell, reason: str, ours: bool) -> None:
+        failure = Failure(planned, reason, log_path(planned))
+        self._failures.append(failure)
+        self._progress.ended(planned, "failed", f"{reason}  {failure.log}", ours)
+
+    def outcome(self, num_started: int, signum: int | None, num_queued: int = 0) -> SweepOutcome:
+        return SweepOutcome(
+            num_done=self._ended["done"],
+            num_diverged=self._ended["diverged"],
+            num_started=num_started,
+            failures=tuple(self._failures),
+            signum=signum,
+            num_queued=num_queued,
+        )
