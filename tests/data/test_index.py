@@ -134,6 +134,15 @@ def test_a_stale_index_is_built_again(tmp_path):
     assert len(list((tmp_path / "index").iterdir())) == 1, "what was stale is gone"
 
 
+def test_an_index_of_an_older_format_beside_the_shards_is_no_obstacle(tmp_path):
+    write_shards_of(tmp_path, [2, 2])
+    older = tmp_path / "index" / "older"
+    older.mkdir(parents=True)
+    (older / "meta.json").write_text(json.dumps({"shards": [{"name": "s-0.tar", "size": 1}]}))
+    assert len(load_index(tmp_path)) == 4
+    assert older.is_dir()
+
+
 @pytest.mark.parametrize("name", ["label.npy", "key_offset.npy", "meta.json"])
 def test_a_torn_index_is_built_again(tmp_path, name):
     write_shards_of(tmp_path, [3])

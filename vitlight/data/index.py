@@ -266,7 +266,7 @@ def _remove_stale(index_dir: Path, entries: list[dict[str, Any]]) -> None:
     now = {entry["place"]: entry for entry in entries}
     for meta_path in index_dir.glob(f"*/{META_FILE}"):
         meta = read_meta(meta_path.parent)
-        if meta is not None and any(now.get(entry["place"], entry) != entry for entry in meta["shards"]):
+        if meta is not None and any(now.get(entry.get("place"), entry) != entry for entry in meta["shards"]):
             shutil.rmtree(meta_path.parent, ignore_errors=True)
     for beside in index_dir.glob(f"{_BUILDING}*"):
         with contextlib.suppress(OSError, ValueError):
