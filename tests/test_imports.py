@@ -74,7 +74,14 @@ def test_every_part_is_known():
     assert not (PACKAGE / "utils.py").exists()
 
 
-LIGHT = (["--help"], ["sweep", "--help"], ["data", "--help"], ["report", "--help"], ["law", "--help"], ["table", "--help"])
+LIGHT = (
+    ["--help"],
+    ["sweep", "--help"],
+    ["data", "--help"],
+    ["report", "--help"],
+    ["law", "--help"],
+    ["table", "--help"],
+)
 
 
 @pytest.mark.parametrize("command", LIGHT)

@@ -1,11 +1,12 @@
-"""Callbacks for runs of tests: one that spoils a run's numbers at a chosen moment, one that notes its weights."""
+"""Callbacks for runs of tests: they spoil a run's numbers or its folder at a chosen moment, or note its weights."""
 
+import shutil
 from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
 
-__all__ = ["NoteWeights", "Poison"]
+__all__ = ["BreakCheckpoints", "NoteWeights", "Poison"]
 
 
 class Poison(pl.Callback):
@@ -30,6 +31,19 @@ class Poison(pl.Callback):
     def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
         if batch_idx == 0 and self._is_now(trainer, pl_module, "evaluation", trainer.global_step):
             batch["image"][:3] = torch.nan
+
+
+class BreakCheckpoints(pl.Callback):
+    """From optimizer step `step` on nothing can be written where the checkpoints lay."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == self.step and trainer.is_global_zero:
+            folder = Path(trainer.default_root_dir) / "checkpoints"
+            shutil.rmtree(folder)
+            folder.write_text("no folder")
 
 
 class NoteWeights(pl.Callback):

@@ -11,7 +11,7 @@ import torch
 
 from vitlight.errors import InputError
 from vitlight.training.checkpoint import beside_checkpoint, checkpoint_path, newest_checkpoint
-from vitlight.training.checkpoint_io import CheckpointWriter
+from vitlight.training.checkpoint_io import CheckpointWriter, NotSaved
 from vitlight.training.host_copy import HostCopy
 
 
@@ -168,13 +168,9 @@ def test_an_error_of_what_follows_a_save_is_told_and_the_checkpoint_is_whole(tmp
     assert newest_checkpoint(tmp_path) == (1, checkpoint_path(tmp_path, 1))
 
 
-def test_a_folder_of_shards_is_committed_by_the_same_rules(tmp_path):
-    seen = []
-    writer = writer_for(then=seen.append)
-    path = checkpoint_path(tmp_path, 4)
-    beside_checkpoint(path).mkdir()
-    (beside_checkpoint(path) / "__0_0.distcp").write_bytes(b"shard")
-    writer.commit(beside_checkpoint(path))
+def test_what_the_ranks_agree_on_is_raised_by_all(tmp_path):
+    writer = writer_for()
+    save(writer, tmp_path, 1, {"value": torch.ones(4)})
+    with pytest.raises(NotSaved, match="another rank's disk"):
+        writer.wait(lambda mine: "another rank's disk" if mine is None else mine)
     writer.wait()
-    assert newest_checkpoint(tmp_path) == (4, path)
-    assert seen == [path]

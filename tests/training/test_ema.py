@@ -2,12 +2,9 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
 from tests.conftest import fit_args as fit_args_fixture
 from tests.training.test_run import assert_bit_equal, final_state, rows_without_times
@@ -167,17 +164,6 @@ def test_the_warm_up_is_that_of_tensorflow():
     warm, plain = WeightAverage(0.75, has_warmup=True), WeightAverage(0.75)
     assert [warm.decay_after(step) for step in (1, 2, 10, 26, 27)] == [2 / 11, 3 / 12, 11 / 20, 0.75, 0.75]
     assert {plain.decay_after(step) for step in (1, 1000)} == {0.75}
-
-
-def test_weights_split_over_ranks_are_refused():
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    try:
-        module = torch.nn.Linear(2, 2)
-        fully_shard(module, mesh=init_device_mesh("cpu", (1,)))
-        with pytest.raises(InputError, match=r"model\.ema_decay=0\.9 needs whole weights on every rank"):
-            WeightAverage(0.9).on_fit_start(SimpleNamespace(global_step=0), module)
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize(

@@ -177,3 +177,14 @@ def test_impossible_schedules_are_refused(settings, message):
     with pytest.raises(InputError, match=message) as caught:
         Schedule(**settings)
     assert "\n" not in str(caught.value)
+
+
+def test_a_warm_up_of_the_whole_horizon_is_told():
+    long = Schedule(warmup_samples=1000)
+    assert long.unreached_peak(1001) is None
+    assert long.unreached_peak(1000) == (
+        "model.schedule.warmup_samples=1000 is not below the 1000 images of the run, whose learning rate never reaches "
+        "model.optimizer.lr; model.schedule.warmup_fraction bounds it"
+    )
+    assert Schedule(warmup_samples=1000, warmup_fraction=0.1).unreached_peak(100) is None
+    assert Schedule().unreached_peak(1) is None

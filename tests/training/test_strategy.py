@@ -1,17 +1,14 @@
 """Laws of several ranks, on real processes: what a run trains and counts does not depend on how many there are."""
 
 import json
-import shutil
-from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
-from tests.conftest import fit_args as fit_args_fixture
+from tests.training.ranks import TOLERANCE, Ranks, assert_equal_training, losses
 from tests.training.test_run import assert_bit_equal, final_state, rows_without_times
 from tests.training.zygote import free_port, open_zygote, rank_environment
-from vitlight.cli import main
 from vitlight.errors import InputError
 from vitlight.models import build_model
 from vitlight.training.record import RunDirectory
@@ -20,10 +17,6 @@ from vitlight.training.sharded import ShardedStrategy
 from vitlight.training.strategy import ReplicatedStrategy, choose_strategy, launched_world
 from vitlight.training.trainer import build_trainer
 
-# The largest relative difference of a loss between two ways to sum the same float32 gradients, over 12 steps. The largest
-# seen was 2e-7; clipping and Adam's division by the root of small squares may amplify it.
-TOLERANCE = 2e-6
-
 
 @pytest.fixture(scope="module")
 def zygote():
@@ -31,63 +24,9 @@ def zygote():
         yield zygote
 
 
-class Ranks:
-    """Runs `vitlight` on a number of ranks, as torchrun would start them."""
-
-    def __init__(self, zygote, shards: Path, root: Path) -> None:
-        self.zygote, self.shards, self.root = zygote, shards, root
-
-    def args(self, name: str, *options: str) -> list[str]:
-        return [*fit_args_fixture.__wrapped__(self.shards, self.root / name), "--trainer.devices=auto", *options]
-
-    def start(self, num_ranks: int, args: list[str]) -> str:
-        """The output of all ranks; each has to end well."""
-        log = self.root / f"log-{free_port()}"
-        port = free_port()
-        envs = [rank_environment(rank, num_ranks, port) if num_ranks > 1 else {} for rank in range(num_ranks)]
-        pids = [self.zygote.start(args, log, env) for env in envs]
-        codes = [self.zygote.exit_code(pid) for pid in pids]
-        assert codes == [0] * num_ranks, log.read_text()
-        return log.read_text()
-
-    def fit(self, name: str, num_ranks: int, *options: str) -> RunDirectory:
-        args = self.args(name, *options)
-        self.start(num_ranks, args)
-        return RunDirectory(resolve_run(args).run_dir)
-
-    def go_back(self, run: RunDirectory, name: str) -> RunDirectory:
-        """A copy of a finished run as it was at its last but one checkpoint."""
-        copy = RunDirectory(self.root.joinpath(name, *run.path.relative_to(self.root).parts[1:]))
-        shutil.copytree(run.path, copy.path)
-        copy.result_path.unlink()
-        max(copy.checkpoints.glob("*.ckpt")).unlink()
-        return copy
-
-
 @pytest.fixture(scope="module")
 def ranks(zygote, tiny_shards, tmp_path_factory):
     return Ranks(zygote, tiny_shards, tmp_path_factory.mktemp("ranks"))
-
-
-def losses(run: RunDirectory) -> dict[tuple[str, int], float]:
-    return {(row["event"], row["step"]): row[f"{row['event']}/loss"] for row in run.rows()}
-
-
-def counts(run: RunDirectory) -> list[tuple[str, int, int, int]]:
-    return [
-        (split, row["step"], row[f"{split}/top1_count"], row[f"{split}/num_images"])
-        for row in run.rows()
-        if (split := row["event"]) in ("val", "test")
-    ]
-
-
-def assert_equal_training(run: RunDirectory, expected: RunDirectory) -> None:
-    assert losses(run) == pytest.approx(losses(expected), rel=TOLERANCE)
-    assert counts(run) == counts(expected)
-    axes = ["step", "data/samples_seen", "data/unique_samples_seen", "compute/train_flops"]
-    assert [[row[axis] for axis in axes] for row in run.rows()] == [
-        [row[axis] for axis in axes] for row in expected.rows()
-    ]
 
 
 BATCH_64 = ("--data.global_batch_size=64", "--model.duration.samples=384")
@@ -163,59 +102,6 @@ def test_gradients_in_bfloat16_train_almost_the_same(ranks):
     assert "model.gradient_compression=bf16 does nothing on one rank" in ranks.start(1, alone)
 
 
-CLIPPED = ("--trainer.gradient_clip_val=0.05", "--run.rank_timeout_seconds=60")
-
-
-@pytest.fixture(scope="module")
-def replicated(ranks):
-    return ranks.fit("ddp", 2, *CLIPPED)
-
-
-@pytest.fixture(scope="module")
-def sharded(ranks):
-    return ranks.fit("fsdp2", 2, *CLIPPED, "--trainer.strategy=fsdp2")
-
-
-def test_a_sharded_model_trains_as_a_replicated_one(replicated, sharded):
-    assert sharded.path.name == replicated.path.name
-    assert_equal_training(sharded, replicated)
-    expected, state = final_state(replicated), final_state(sharded)
-    assert state["state_dict"].keys() == expected["state_dict"].keys()
-    for name, value in state["state_dict"].items():
-        assert type(value) is torch.Tensor
-        torch.testing.assert_close(value, expected["state_dict"][name], rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("way", ["from 2 shards to 1 process", "from 1 process to 2 shards"])
-def test_a_sharded_run_goes_on_whole_and_a_whole_one_sharded(ranks, replicated, sharded, way):
-    start, num_ranks, options = (
-        (sharded, 1, ()) if way.startswith("from 2") else (replicated, 2, ("--trainer.strategy=fsdp2",))
-    )
-    resumed = ranks.go_back(start, way)
-    ranks.fit(way, num_ranks, *CLIPPED, *options)
-    assert resumed.read_result()["status"] == "done"
-    assert resumed.read_result()["num_ranks"] == num_ranks
-    assert_equal_training(resumed, replicated)
-    moments = [final_state(run)["optimizer_states"][0]["state"] for run in (resumed, replicated)]
-    assert moments[0].keys() == moments[1].keys()
-    for number, state in moments[0].items():
-        torch.testing.assert_close(state, moments[1][number], rtol=1e-3, atol=1e-6)
-
-
-def test_a_convolutional_model_with_shared_norms_is_sharded_too(ranks):
-    options = ("--model.arch=coatnet_nano1", "--data.image_size=32", "--trainer.sync_batchnorm=true")
-    one, two = ranks.fit("coatnet", 1, *options), ranks.fit("sharded coatnet", 2, *options, "--trainer.strategy=fsdp2")
-    assert_equal_training(two, one)
-
-
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
-@pytest.mark.parametrize("setting", ["model.compile=true", "model.ema_decay=0.9", "model.optimizer.adaptive_clip=0.1"])
-def test_what_needs_whole_weights_is_refused_where_they_are_split(fit_args, capsys, launched, setting):
-    launched(1, 1)
-    assert main([*fit_args, "--trainer.strategy=fsdp2", f"--{setting}"]) == 2
-    assert f"{setting} can't be had with trainer.strategy=fsdp2" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("arch", ["vit_nano1", "coatnet_nano1", "resnet_nano1", "bit_r50x1"])
 def test_gradients_lie_as_their_weights_do(arch, memory_format):
@@ -270,3 +156,19 @@ def test_an_elastic_world_of_one_is_a_plain_process(launched):
     trainer = build_trainer(accelerator="cpu", devices="auto", logger=False, enable_checkpointing=False)
     assert isinstance(trainer.strategy, SingleDeviceStrategy)
     assert trainer.world_size == 1
+
+
+@pytest.mark.parametrize("way", ["in the background", "in place"])
+def test_a_last_save_that_fails_ends_every_rank_alike(ranks, way):
+    """Rank 0 alone writes; the others would end well, or wait for it."""
+    breaks = [{"class_path": "tests.training.poison.BreakCheckpoints", "init_args": {"step": 5}}]
+    args = ranks.args(
+        f"unwritable {way}",
+        f"--trainer.callbacks={json.dumps(breaks)}",
+        f"--run.checkpoint_async={json.dumps(way == 'in the background')}",
+        "--run.rank_timeout_seconds=60",
+    )
+    said = ranks.start(2, args, expected=2).splitlines()
+    told = [line for line in said if "step-000000012.ckpt could not be saved: Not a directory" in line]
+    assert [line.split()[1] for line in told] == ["checkpoint", "error:", "error:"], said
+    assert RunDirectory(resolve_run(args).run_dir).read_result()["status"] == "failed"

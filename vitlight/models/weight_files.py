@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vitlight.errors import InputError
+from vitlight.models.checkpoint_folder import is_checkpoint_folder, read_checkpoint_folder
 from vitlight.models.hub import fetch_weights, is_remote
 
 __all__ = ["read_state", "write_state"]
@@ -26,8 +27,9 @@ _WRITTEN = (".safetensors", ".npz", ".pt", ".pth")
 def read_state(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
     """Tensors by name, on the CPU, of a file, a hub name or an address (`fetch_weights`), or a dict of tensors.
 
-    Of a Lightning checkpoint what lies under `model.` is read, where anything does; `module.` (DDP) and `_orig_mod.`
-    (torch.compile) are taken out of the names. No code of a file is run. InputError for what can't be read.
+    Of a Lightning checkpoint, a file or the folder that several ranks wrote, what lies under `model.` is read, where
+    anything does; `module.` (DDP) and `_orig_mod.` (torch.compile) are taken out of the names. No code of a file is run.
+    InputError for what can't be read.
     """
     if isinstance(source, Mapping):
         return _unwrapped(source, "the state dict")
@@ -36,11 +38,12 @@ def read_state(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
             f"the weights given are of type {type(source).__name__}, neither a path nor a name nor a dict of tensors"
         )
     path = fetch_weights(source) if isinstance(source, str) and is_remote(source) else Path(source)
-    if path.is_dir():
+    is_folder = is_checkpoint_folder(path)
+    if path.is_dir() and not is_folder:
         raise InputError(f"weights {path} is a folder; name the file in it, one of {', '.join(_READ)}")
-    if not path.is_file():
+    if not is_folder and not path.is_file():
         raise InputError(f"weights {path} is no file")
-    if path.suffix not in _READ:
+    if not is_folder and path.suffix not in _READ:
         raise InputError(f"weights {path} end in {path.suffix!r}; what can be read ends in {', '.join(_READ)}")
     try:
         return _read(path)
@@ -57,6 +60,8 @@ def read_state(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
+    if path.is_dir():
+        return _unwrapped(read_checkpoint_folder(path, ("state_dict", "pytorch-lightning_version")), str(path))
     if path.suffix == ".safetensors":
         return _unwrapped(safetensors.torch.load_file(path), str(path))
     if path.suffix == ".npz":

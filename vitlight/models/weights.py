@@ -27,6 +27,9 @@ __all__ = ["LoadReport", "convert_state", "find_layout", "load_weights", "read_s
 
 Head = Literal["load", "fresh"]
 
+# The layer before the classifier that some were pre-trained with, in any layout.
+_BEFORE_HEAD = re.compile(r"(.*[./])?(pre_logits|pooler)[./].*")
+
 
 @dataclass(frozen=True)
 class LoadReport:
@@ -71,7 +74,9 @@ def load_weights(
     """Copy weights into `model`, all of them or none, cast to its dtypes.
 
     `source` is a file, a hub name or address, or a dict of tensors; `head="fresh"` leaves the classifier as it is, for
-    another set of classes. Raises InputError as said above, and for a grid that can't be resized.
+    another set of classes. A representation layer is then loaded where the model has one, else left out with the head
+    that it was trained for, as in google-research/vision_transformer. Raises InputError as said above, and for a grid that
+    can't be resized.
     """
     check_choice(get_args(Head), head=head)
     state = read_state(source)
@@ -87,6 +92,9 @@ def load_weights(
     entries = [entry for entry in everything if entry not in fresh]
     left_out = {name for entry in fresh for name in entry.theirs}
     ignored = [name for name in state if any(re.fullmatch(p, name) for p in getattr(chosen, "ignored", ()))]
+    if head == "fresh":
+        placed = {name for entry in entries for name in entry.theirs}
+        ignored += [name for name in state if _BEFORE_HEAD.fullmatch(name) and name not in placed | left_out]
     check_names(chosen.NAME, entries, [name for name in state if name not in left_out and name not in ignored])
     check_dtypes(entries, state, ours)
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vitlight.training.half_momentum import keep_momentum_dtype
+from vitlight.training.parts import local_part, mean_of_parts, zeros_as_part
 
 __all__ = ["Adafactor"]
 
@@ -23,7 +24,8 @@ _MIN_FACTORED = 32
 
 
 class Adafactor(torch.optim.Optimizer):
-    """Steps of `lr` times a mean of gradients over the root of their factored second moment; decay is times `lr`.
+    """Steps of `lr` times a mean of gradients over the root of their factored second moment; decay is times `lr`. Of a
+    weight that is split over ranks each computes its own rows; means over rows are exchanged, one or two vectors a weight.
 
     beta1: Decay of the mean of the updates.
     beta2: Bound on the decay of the second moment, which at step t is 1 - t**-0.8.
@@ -60,27 +62,31 @@ class Adafactor(torch.optim.Optimizer):
 
     def _step(self, weight: Tensor, group: dict[str, Any]) -> None:
         assert weight.grad is not None
-        grad, state, dims = weight.grad, self.state[weight], _factored_dims(weight)
+        grad, state, dims = local_part(weight.grad), self.state[weight], _factored_dims(weight)
         squared = grad.square().add_(group["eps"])
-        moments = [squared] if dims is None else [squared.mean(dim, keepdim=True) for dim in dims]
+        moments = [squared] if dims is None else [mean_of_parts(squared, dim, weight) for dim in dims]
         names = ["exp_avg_sq"] if dims is None else ["exp_avg_sq_row", "exp_avg_sq_column"]
         if not state:
             state["step"] = torch.zeros(())  # on the CPU: reading it waits for nothing
             state["exp_avg"] = torch.zeros_like(weight, dtype=self.momentum_dtype)
-            like = [weight] if dims is None else moments
-            state.update({name: torch.zeros_like(each) for name, each in zip(names, like, strict=True)})
+            if dims is None:
+                state["exp_avg_sq"] = torch.zeros_like(weight)
+            else:
+                shapes = [[1 if each == dim else size for each, size in enumerate(weight.shape)] for dim in dims]
+                state.update({name: zeros_as_part(weight, shape) for name, shape in zip(names, shapes, strict=True)})
         state["step"] += 1
         beta2 = min(group["beta2"], 1 - state["step"].item() ** -0.8)
         for name, moment in zip(names, moments, strict=True):
-            state[name].lerp_(moment, 1 - beta2)
+            local_part(state[name]).lerp_(moment, 1 - beta2)
         if dims is None:
-            update = grad * state["exp_avg_sq"].rsqrt()
+            update = grad * local_part(state["exp_avg_sq"]).rsqrt()
         else:
-            row, column = state["exp_avg_sq_row"], state["exp_avg_sq_column"]
-            update = grad * (row / row.mean(dims[1], keepdim=True)).rsqrt_() * column.rsqrt()
-        mean = state["exp_avg"].to(weight.dtype, copy=True).lerp_(update, 1 - group["beta1"])
-        state["exp_avg"].copy_(mean)
-        weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(mean, alpha=-group["lr"])
+            row, column = (local_part(state[name]) for name in names)
+            update = grad * (row / mean_of_parts(row, dims[1], weight)).rsqrt_() * column.rsqrt()
+        stored, part = local_part(state["exp_avg"]), local_part(weight)
+        mean = stored.to(part.dtype, copy=True).lerp_(update, 1 - group["beta1"])
+        stored.copy_(mean)
+        part.mul_(1 - group["lr"] * group["weight_decay"]).add_(mean, alpha=-group["lr"])
 
 
 def _factored_dims(weight: Tensor) -> tuple[int, int] | None:

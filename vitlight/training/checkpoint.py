@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -22,6 +22,7 @@ __all__ = [
     "checkpoint_path",
     "checkpoint_step",
     "commit_checkpoint",
+    "digest_files",
     "discard",
     "drop_checkpoints",
     "flush_to_disk",
@@ -91,10 +92,16 @@ def _files(path: Path) -> list[Path]:
     return sorted(file for file in path.rglob("*") if file.is_file())
 
 
-def _digest(path: Path) -> str:
+def digest_files(folder: Path, files: Collection[Path]) -> dict[str, str]:
+    """BLAKE2b of 128 bits of each file, by its path below `folder`."""
+    return {file.relative_to(folder).as_posix(): _file_digest(file) for file in files}
+
+
+def _digest(path: Path, known: Mapping[str, str] | None = None) -> str:
     if not path.is_dir():
         return _file_digest(path)
-    return "\n".join(f"{_file_digest(file)}  {file.relative_to(path).as_posix()}" for file in _files(path))
+    digests = digest_files(path, _files(path)) if known is None else known
+    return "\n".join(f"{digest}  {name}" for name, digest in sorted(digests.items()))
 
 
 def _fault(path: Path) -> str | None:
@@ -122,12 +129,13 @@ def newest_checkpoint(folder: Path) -> tuple[int, Path] | None:
     return None
 
 
-def commit_checkpoint(beside: Path, path: Path) -> None:
-    """Give what was written `beside` its name, with its digest, once all of it is on the disk."""
-    for file in _files(beside) if beside.is_dir() else ():
+def commit_checkpoint(beside: Path, path: Path, digests: Mapping[str, str] | None = None) -> None:
+    """Give what was written `beside` its name, with its digest, once all of it is on the disk. digests: of all the files of
+    a folder, where those who wrote them have taken and flushed them."""
+    for file in _files(beside) if beside.is_dir() and digests is None else ():
         flush_to_disk(file)
     flush_to_disk(beside)
-    write_atomically(_digest_path(path), _digest(beside))
+    write_atomically(_digest_path(path), _digest(beside, digests))
     if beside.is_dir() or path.is_dir():  # a rename replaces files only
         _remove(path)
     beside.replace(path)

@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.strategies import Strategy
 
 from vitlight.errors import InputError
 from vitlight.training.callbacks import is_step_end
@@ -20,7 +21,7 @@ from vitlight.training.checkpoint import (
     forget_best,
     keep_as_best,
 )
-from vitlight.training.checkpoint_io import CheckpointWriter
+from vitlight.training.checkpoint_io import CheckpointReader, CheckpointWriter
 from vitlight.training.classifier import ImageClassifier
 from vitlight.training.ledger import CHECKPOINT, Ledger
 from vitlight.training.record import RunDirectory
@@ -63,6 +64,7 @@ class Checkpoints(pl.Callback):
         self.also_at, self.on_saved = also_at, on_saved
         self.ledger = ledger if ledger is not None else Ledger()
         self.writer = CheckpointWriter(settings.checkpoint_async, self._final_path, self._when_whole)
+        self._strategy: Strategy | None = None  # of several ranks
         self._milestones: frozenset[int] = frozenset()
         self._horizon = 0
         self._best: tuple[int, float] | None = None
@@ -77,9 +79,10 @@ class Checkpoints(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, ImageClassifier)
+        self._strategy = trainer.strategy if trainer.world_size > 1 else None
         if stage != "fit":
             return
-        if type(trainer.strategy.checkpoint_io) not in (TorchCheckpointIO, CheckpointWriter):
+        if type(trainer.strategy.checkpoint_io) not in (TorchCheckpointIO, CheckpointReader, CheckpointWriter):
             name = type(trainer.strategy.checkpoint_io).__name__
             raise InputError(f"trainer.plugins={name} would write the checkpoints, which run.checkpoint_async decides")
         trainer.strategy.checkpoint_io = self.writer
@@ -147,22 +150,26 @@ class Checkpoints(pl.Callback):
         before = self.ledger.enter(CHECKPOINT)
         path = checkpoint_path(self.run.checkpoints, step)
         self.writer.settle_before_save()
-        beside = beside_checkpoint(path)
-        trainer.save_checkpoint(beside)
-        if beside.is_dir() and trainer.is_global_zero:  # a strategy whose ranks write a folder together
-            self.writer.commit(beside)
+        trainer.save_checkpoint(beside_checkpoint(path))
         self._saved_step, self._saved_at = step, time.monotonic()
         self.ledger.enter(before)
 
     def save_now(self, trainer: pl.Trainer, module: ImageClassifier) -> None:
         """At a step boundary, called by every rank: save this step, if it isn't yet, and wait until it is on the disk.
-        InputError where that fails. Whether an evaluation of this step is still to come is for the caller to note."""
+        NotSaved where that fails. Whether an evaluation of this step is still to come is for the caller to note."""
         self._save(trainer)
         self.wait()
 
     def wait(self) -> None:
-        """Wait for the save in flight. InputError where the last save failed."""
-        self.writer.wait()
+        """Wait for the save in flight. NotSaved, on every rank, where the last save failed. Called by all."""
+        self.writer.wait(self._agree)
+
+    def _agree(self, failure: str | None) -> str | None:
+        """Of a checkpoint that rank 0 writes the others know nothing."""
+        if self._strategy is None:
+            return failure
+        agreed: str | None = self._strategy.broadcast(failure)
+        return agreed
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from vitlight.cost import count_params, forward_macs, train_flops
+from vitlight.cost import count_params, train_flops
 from vitlight.data.datamodule import ShardedImages
 from vitlight.data.plan import DataPlan, hash_words
 from vitlight.errors import InputError
@@ -19,6 +19,7 @@ from vitlight.training.clipping import clip_adaptively
 from vitlight.training.ema import check_average, take_raw_weights
 from vitlight.training.losses import Loss, check_loss, image_losses
 from vitlight.training.memory_format import MemoryFormat, choose_memory_format
+from vitlight.training.meta_network import network_on_meta
 from vitlight.training.network_parts import set_head_bias
 from vitlight.training.optim import Optimizer
 from vitlight.training.pretrained import check_weights_settings, load_pretrained
@@ -134,7 +135,7 @@ class ImageClassifier(pl.LightningModule):
         if head_bias_init is not None:
             set_head_bias(self.model, head_bias_init)
         self.num_params = count_params(self.model)
-        self.forward_macs = forward_macs(self.model, image_size)
+        self.forward_macs = network_on_meta(arch, num_classes, image_size, in_channels, model_options)[1]
         self.memory_format, self._image_format = memory_format, torch.preserve_format
         self.gradient_compression = gradient_compression
         set_activation_checkpointing(self.model, activation_checkpointing)
@@ -183,6 +184,9 @@ class ImageClassifier(pl.LightningModule):
                 if self.trainer.is_global_zero:
                     print(line, file=sys.stderr)
             self.images.start_step, self.images.num_steps = self.start_step, self.horizon_steps
+            warning = self.schedule.unreached_peak(self.horizon_steps * self.images.plan.global_batch_size)
+            if warning is not None and self.trainer.is_global_zero:
+                print(f"vitlight: {warning}", file=sys.stderr)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.optimizer.build(self.model)

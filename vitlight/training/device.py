@@ -10,24 +10,24 @@ import torch
 
 __all__ = ["DeviceWait", "memory_gib", "peak_flops"]
 
-# Dense peak in TFLOP/s, without structured sparsity (a sheet that states it with sparsity: half of that), from NVIDIA's data
-# sheets of the V100, T4, A10, A30, A100, L4, L40S, H100 (SXM and PCIe) and H200. Tensor cores with float32 sums, but for
-# float32. The key begins the device's name as CUDA gives it, and ends where a word ends; the longest that fits counts.
+# Dense peak in TFLOP/s, without structured sparsity, from NVIDIA's data sheet or white paper of each. Tensor cores with
+# float32 sums, but for float32. The key begins the device's name as CUDA gives it, and ends where a word ends; the longest
+# that fits counts.
 _PEAK_TFLOPS = {
     #                      bf16   fp16   tf32   fp32
-    "Tesla V100-SXM2": (None, 125.0, None, 15.7),
-    "Tesla V100-PCIE": (None, 112.0, None, 14.0),
-    "Tesla T4": (None, 65.0, None, 8.1),
-    "NVIDIA A10": (125.0, 125.0, 62.5, 31.2),
-    "NVIDIA A30": (165.0, 165.0, 82.0, 10.3),
-    "NVIDIA A100": (312.0, 312.0, 156.0, 19.5),
-    "NVIDIA A100-SXM4": (312.0, 312.0, 156.0, 19.5),
-    "NVIDIA A100-PCIE": (312.0, 312.0, 156.0, 19.5),
-    "NVIDIA L4": (121.0, 121.0, 60.0, 30.3),
-    "NVIDIA L40S": (362.0, 362.0, 183.0, 91.6),
-    "NVIDIA H100 80GB HBM3": (989.4, 989.4, 494.7, 66.9),
-    "NVIDIA H100 PCIe": (756.0, 756.0, 378.0, 51.2),
-    "NVIDIA H200": (989.4, 989.4, 494.7, 66.9),
+    "Tesla V100-SXM2": (None, 125.0, None, 15.7),  # V100 data sheet
+    "Tesla V100-PCIE": (None, 112.0, None, 14.0),  # V100 data sheet
+    "Tesla T4": (None, 65.0, None, 8.1),  # T4 data sheet
+    "NVIDIA A10": (125.0, 125.0, 62.5, 31.2),  # A10 data sheet
+    "NVIDIA A30": (165.0, 165.0, 82.0, 10.3),  # A30 data sheet
+    "NVIDIA A100": (312.0, 312.0, 156.0, 19.5),  # A100 data sheet: the same for PCIe and SXM, 40 and 80 GB
+    "NVIDIA A100-SXM4": (312.0, 312.0, 156.0, 19.5),  # A100 data sheet
+    "NVIDIA A100-PCIE": (312.0, 312.0, 156.0, 19.5),  # A100 data sheet
+    "NVIDIA L4": (121.0, 121.0, 60.0, 30.3),  # L4 data sheet: half of what it has with sparsity, 242 and 120
+    "NVIDIA L40S": (362.0, 362.0, 183.0, 91.6),  # L40S data sheet: 362.05
+    "NVIDIA H100 80GB HBM3": (989.4, 989.4, 494.7, 66.9),  # H100 white paper, SXM5
+    "NVIDIA H100 PCIe": (756.0, 756.0, 378.0, 51.2),  # H100 white paper, PCIe
+    "NVIDIA H200": (989.4, 989.4, 494.7, 66.9),  # H200 data sheet: the H100 SXM5's, rounded
 }
 _VARIANTS = ("NVIDIA H200 NVL", "NVIDIA A100X", "NVIDIA A30X")  # lower clocks than the name they begin with
 _COLUMNS = {"bf16": 0, "16": 1}

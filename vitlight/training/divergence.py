@@ -14,6 +14,7 @@ from torch.nn.utils import get_total_norm
 from vitlight.training.callbacks import Record, is_step_end
 from vitlight.training.checkpoint import newest_checkpoint
 from vitlight.training.classifier import ImageClassifier
+from vitlight.training.parts import local_part
 
 __all__ = ["Diverged", "Divergence", "set_aside"]
 
@@ -94,9 +95,10 @@ class Divergence(pl.Callback):
 
 
 def _floating(state: Any) -> list[Tensor]:
-    """The tensors of real numbers in nested dicts and lists."""
+    """The tensors of real numbers in nested dicts and lists, this rank's parts of those that are split over ranks."""
     if isinstance(state, Tensor):
-        return [state] if state.is_floating_point() and state.numel() else []
+        part = local_part(state)
+        return [part] if part.is_floating_point() and part.numel() else []
     inner = state.values() if isinstance(state, Mapping) else state if isinstance(state, list | tuple) else ()
     return [tensor for each in inner for tensor in _floating(each)]
 

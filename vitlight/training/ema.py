@@ -5,12 +5,13 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import FSDPModule
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vitlight.errors import InputError
+from vitlight.training.parts import local_part, split_as
 
-__all__ = ["WeightAverage", "check_average", "take_raw_weights"]
+__all__ = ["RAW", "WeightAverage", "check_average", "take_raw_weights"]
 
 RAW = "raw_state_dict"  # in a checkpoint whose `state_dict` is the average
 _AVERAGE = "average_state_dict"  # while a checkpoint is read back
@@ -40,8 +41,8 @@ class WeightAverage(pl.Callback):
     Evaluation of a fit uses the average, and training goes on with exactly the weights it had. When training ends the
     module holds the average. A checkpoint's `state_dict` is the average, so that whoever reads the file gets what was
     evaluated; the weights to go on from lie beside it under `raw_state_dict`. The average is one copy in float32; during
-    an evaluation there is a second one, of the weights that it stands in for. Every rank computes the same average, with
-    no communication. Stands before Checkpoints.
+    an evaluation there is a second one, of the weights that it stands in for. Every rank computes the same average, or, of
+    weights that are split over the ranks, its part of it, with no communication. Stands before Checkpoints.
 
     Lightning's EMAWeightAveraging isn't used. It averages tensor by tensor and asks the device at every step whether it is
     the first, keeps the average in the dtype of the weights (which in bfloat16 loses every change below 1 part in 256),
@@ -64,17 +65,14 @@ class WeightAverage(pl.Callback):
     ) -> None:
         self._average = checkpoint.get(_AVERAGE, {})
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._live, self._step = pl_module.state_dict(), trainer.global_step
-        if any(isinstance(tensor, DTensor) for tensor in self._live.values()):
-            raise InputError(
-                f"model.ema_decay={self.decay} needs whole weights on every rank; leave it out, or don't shard the model "
-                f"(trainer.strategy)"
-            )
         start = self._average or self._live
         assert start.keys() == self._live.keys()
         self._average = {
-            name: torch.empty_like(live, dtype=torch.float32 if live.is_floating_point() else None).copy_(start[name])
+            name: torch.empty_like(live, dtype=torch.float32 if live.is_floating_point() else None).copy_(
+                split_as(live, start[name])
+            )
             for name, live in self._live.items()
         }
 
@@ -87,8 +85,8 @@ class WeightAverage(pl.Callback):
         averages, weights = [], []
         for name, live in self._live.items():
             if live.is_floating_point():
-                averages.append(self._average[name])
-                weights.append(live.float())
+                averages.append(local_part(self._average[name]))
+                weights.append(local_part(live).float())
             else:
                 self._average[name].copy_(live)
         get_ema_multi_avg_fn(self.decay_after(self._step))(averages, weights, None)
@@ -96,20 +94,23 @@ class WeightAverage(pl.Callback):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == "fit":
             self._raw = {name: live.clone() for name, live in self._live.items()}
-            self._set(self._average)
+            self._set(self._average, pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == "fit":
-            self._set(self._raw)
+            self._set(self._raw, pl_module)
             self._raw = {}
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._set(self._average)
+        self._set(self._average, pl_module)
         self._average, self._live = {}, {}
 
-    def _set(self, values: dict[str, Tensor]) -> None:
+    def _set(self, values: dict[str, Tensor], module: pl.LightningModule) -> None:
+        for part in module.modules():
+            if isinstance(part, FSDPModule):
+                part.reshard()  # whole weights that it still holds after an evaluation would be used again
         for name, live in self._live.items():
-            live.copy_(values[name])
+            local_part(live).copy_(local_part(values[name]))
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

@@ -29,7 +29,7 @@ class FetchClock(Profiler):
         self.profiler, self.listener = profiler, listener
         self._passes_on = not isinstance(profiler, PassThroughProfiler)
 
-    def profile(self, action_name: str) -> AbstractContextManager[Any]:
+    def profile(self, action_name: str) -> AbstractContextManager[Any]:  # type: ignore[override]
         """Lightning opens one for each of some 50 hooks of a step, and nobody asks how long most of them take."""
         if self._passes_on or action_name in (_FETCH, _EVALUATION):
             return super().profile(action_name)

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
+from vitlight.training.parts import local_part
+
 __all__ = ["HalfMomentumAdamW", "HalfMomentumSGD", "keep_momentum_dtype"]
 
 
@@ -51,12 +53,12 @@ class HalfMomentumAdamW(torch.optim.AdamW):
                         "exp_avg_sq": torch.zeros_like(weight),
                     }
             states = [self.state[weight] for weight in weights]
-            means = [state["exp_avg"].to(weight.dtype) for state, weight in zip(states, weights, strict=True)]
+            means = [_read(state["exp_avg"], weight) for state, weight in zip(states, weights, strict=True)]
             adamw(
-                weights,
-                [weight.grad for weight in weights],
+                [local_part(weight) for weight in weights],
+                [local_part(weight.grad) for weight in weights],
                 means,
-                [state["exp_avg_sq"] for state in states],
+                [local_part(state["exp_avg_sq"]) for state in states],
                 [],
                 [state["step"] for state in states],
                 fused=group["fused"],
@@ -90,10 +92,10 @@ class HalfMomentumSGD(torch.optim.SGD):
                 if not self.state[weight]:
                     self.state[weight] = {"momentum_buffer": torch.zeros_like(weight, dtype=torch.bfloat16)}
             states = [self.state[weight] for weight in weights]
-            buffers = [state["momentum_buffer"].to(weight.dtype) for state, weight in zip(states, weights, strict=True)]
+            buffers = [_read(state["momentum_buffer"], weight) for state, weight in zip(states, weights, strict=True)]
             sgd(
-                weights,
-                [weight.grad for weight in weights],
+                [local_part(weight) for weight in weights],
+                [local_part(weight.grad) for weight in weights],
                 list(buffers),
                 fused=group["fused"],
                 weight_decay=group["weight_decay"],
@@ -114,6 +116,11 @@ def _evaluate(closure: Callable[[], Any] | None) -> Any:
         return closure()
 
 
+def _read(mean: Tensor, weight: Tensor) -> Tensor:
+    """In the dtype of the weight; of a weight that is split over ranks this rank's part."""
+    return local_part(mean).to(weight.dtype)
+
+
 def _store(states: list[dict[str, Tensor]], name: str, values: list[Tensor]) -> None:
     for state, value in zip(states, values, strict=True):
-        state[name].copy_(value)
+        local_part(state[name]).copy_(value)

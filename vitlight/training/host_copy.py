@@ -31,7 +31,7 @@ class HostCopy:
 
     def _copy(self, value: Any, place: tuple[Any, ...]) -> Any:
         if type(value) in (Tensor, torch.nn.Parameter):
-            return self._copy_tensor(value.detach(), place)
+            return value if value.is_meta else self._copy_tensor(value.detach(), place)
         if type(value) in (dict, OrderedDict):
             copied = type(value)((name, self._copy(item, (*place, name))) for name, item in value.items())
             if type(value) is OrderedDict:

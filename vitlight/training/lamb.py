@@ -12,11 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitlight.training.parts import local_part, whole_norms
+
 __all__ = ["Lamb"]
 
 
 class Lamb(torch.optim.Optimizer):
-    """Adam's step plus the decay term, brought to the norm of each weight tensor times `lr`.
+    """Adam's step plus the decay term, brought to the norm of each weight tensor times `lr`. Of weights that are split over
+    ranks, each computes its own part, and the norms are exchanged once a group.
 
     params: Weights or groups of them; groups whose `weight_decay` is 0 take Adam's step as it is.
     betas: Decay of the mean of the gradients, and of the mean of their squares.
@@ -57,8 +60,10 @@ class Lamb(torch.optim.Optimizer):
         for state in states:
             state["step"] += 1
         beta1, beta2 = group["betas"]
-        grads: list[Any] = [weight.grad for weight in weights]
-        means, squares = [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
+        parts = [local_part(weight) for weight in weights]
+        grads = [local_part(weight.grad) for weight in weights if weight.grad is not None]
+        means = [local_part(state["exp_avg"]) for state in states]
+        squares = [local_part(state["exp_avg_sq"]) for state in states]
         steps = [state["step"].item() for state in states]
 
         torch._foreach_lerp_(means, grads, 1 - beta1)
@@ -70,9 +75,8 @@ class Lamb(torch.optim.Optimizer):
         updates = torch._foreach_div(means, [1 - beta1**step for step in steps])
         torch._foreach_div_(updates, roots)
         if group["weight_decay"]:
-            torch._foreach_add_(updates, weights, alpha=group["weight_decay"])
-            norms = torch.stack(torch._foreach_norm(weights))
-            update_norms = torch.stack(torch._foreach_norm(updates))
+            torch._foreach_add_(updates, parts, alpha=group["weight_decay"])
+            norms, update_norms = whole_norms([*parts, *updates], weights[0]).chunk(2)
             ratios = torch.where((norms > 0) & (update_norms > 0), norms / update_norms, 1.0)
             torch._foreach_mul_(updates, ratios.unbind())
-        torch._foreach_add_(weights, updates, alpha=-group["lr"])
+        torch._foreach_add_(parts, updates, alpha=-group["lr"])

@@ -10,6 +10,7 @@ from torch import nn
 
 from vitlight.data.sources import shown
 from vitlight.errors import InputError
+from vitlight.models.checkpoint_folder import is_checkpoint_folder
 from vitlight.models.hub import fetch_weights, is_remote
 from vitlight.models.weights import load_weights
 
@@ -40,15 +41,15 @@ def locate_weights(source: str) -> Path:
     if is_remote(source):
         return fetch_weights(source)
     path = Path(source).expanduser()
-    if not path.is_file():
+    if not path.is_file() and not is_checkpoint_folder(path):
         raise InputError(f"model.weights={source} is not a file; give a file of weights, a URL or hf-hub:ORG/NAME")
     return path
 
 
 def _checked_digest(path: Path, source: str, expected: str | None) -> str:
     """Digest of the file that `source` led to; InputError where it isn't the `expected` one."""
-    status = path.stat()
-    digest = _digest(path, status.st_size, status.st_mtime_ns)
+    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
+    digest = _digest(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
     if expected not in (None, digest):
         raise InputError(
             f"model.weights={shown(source)} has digest {digest}, not model.weights_digest={expected}: its content is "
@@ -72,7 +73,8 @@ def load_pretrained(
         ) from error
     resized = "".join(f", {name} resized from {before} to {now}" for name, (before, now) in report.resized.items())
     fresh = ", fresh head" if head == "fresh" else ""
-    return f"{shown(source)}: {report.num_tensors} tensors in {report.layout}'s layout{resized}{fresh}"
+    ignored = f", {len(report.ignored)} tensors ignored" if report.ignored else ""
+    return f"{shown(source)}: {report.num_tensors} tensors in {report.layout}'s layout{resized}{fresh}{ignored}"
 
 
 def weights_digest(source: str, expected: str | None, runs: Path) -> str:
@@ -97,7 +99,13 @@ def _recorded_digest(source: str, runs: Path) -> str | None:
 
 
 @functools.lru_cache(maxsize=64)
-def _digest(path: Path, num_bytes: int, modified_ns: int) -> str:
-    """Remembered for as long as size and time stay: a sweep asks once a cell, and reading takes seconds a gigabyte."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Of one file, or of the digests of several. Remembered for as long as sizes and times stay: a sweep asks once a cell,
+    and reading takes seconds a gigabyte."""
+    digests = []
+    for path, _, _ in files:
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "blake2b").hexdigest()[:32])
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.blake2b("\n".join(digests).encode(), digest_size=16).hexdigest()

@@ -11,9 +11,11 @@ from lightning.fabric.utilities.seed import seed_everything
 
 from vitlight.data.datamodule import ShardedImages
 from vitlight.errors import InputError
+from vitlight.models.checkpoint_folder import is_checkpoint_folder
 from vitlight.training.allocator import keep_freed_memory
 from vitlight.training.callbacks import Record
 from vitlight.training.checkpoint import newest_checkpoint, remove_leftovers, write_atomically
+from vitlight.training.checkpoint_io import NotSaved
 from vitlight.training.checkpoints import Checkpoints
 from vitlight.training.divergence import Diverged, Divergence, set_aside
 from vitlight.training.ema import WeightAverage
@@ -129,6 +131,12 @@ class _Fit:
             return self._diverged(error)
         except Stopped as stopped:
             return self._stopped(stopped)
+        except NotSaved as error:
+            self._finish("failed", str(error))
+            trainer.strategy.barrier("not saved")  # launchers kill the rest after a failure
+            if is_launched_by_lightning(trainer):
+                return 0
+            raise
         except Exception as error:
             if trainer.world_size > 1 and self.stop.signum is not None and not isinstance(error, InputError):
                 # Other ranks were asked to stop as well, and this one waited for one that was already gone.
@@ -217,8 +225,8 @@ class _Fit:
 def evaluate(cli: ExperimentCLI) -> int:
     """`validate` or `test` of one checkpoint: prints the exact counts as one JSON line."""
     data, checkpoint = cli.build_data(), cli.settings.ckpt_path
-    if checkpoint is None or not Path(checkpoint).is_file():
-        raise InputError(f"--ckpt_path={checkpoint} is not a file; name one of runs/NAME/RUN_ID/checkpoints/")
+    if checkpoint is None or not (Path(checkpoint).is_file() or is_checkpoint_folder(Path(checkpoint))):
+        raise InputError(f"--ckpt_path={checkpoint} is not a checkpoint; name one of runs/NAME/RUN_ID/checkpoints/")
     data.prepare()
     split = "val" if cli.subcommand == "validate" else "test"
     if split == "val" and not len(data.val_ids):

@@ -22,6 +22,8 @@ class RunSettings:
         checkpoint_every_minutes: Save also where the last checkpoint is this old; on several ranks that is looked at with
             the rows of the record. Null: by steps alone.
         checkpoint_async: Write checkpoints while the training goes on, from a copy in the host's memory.
+        checkpoint_sharded: Under `trainer.strategy=fsdp2`: every rank writes its own part of a checkpoint, which is a folder
+            then (null, true), or rank 0 all of it, as one file (false).
         keep_checkpoints: How many of the newest are kept.
         keep_best: Keep the one with the highest `val/top1` too, as `best.ckpt`; of equal ones the earliest.
         milestone_samples: The first step that has seen as many images as each of these is saved and kept.
@@ -48,6 +50,7 @@ class RunSettings:
     checkpoint_every_steps: int = 500
     checkpoint_every_minutes: float | None = None
     checkpoint_async: bool = True
+    checkpoint_sharded: bool | None = None
     keep_checkpoints: int = 2
     keep_best: bool = False
     milestone_samples: list[int] = field(default_factory=list)

@@ -148,6 +148,15 @@ class Schedule:
         """Images of the warm-up."""
         return _shorter(self.warmup_samples, self.warmup_fraction, horizon_samples) or 0.0
 
+    def unreached_peak(self, horizon_samples: int) -> str | None:
+        """A line where the warm-up takes the whole horizon, so that the rate never reaches its peak; None elsewhere."""
+        if self.warmup(horizon_samples) < horizon_samples:
+            return None
+        return (
+            f"model.schedule.warmup_samples={self.warmup_samples} is not below the {horizon_samples} images of the run, "
+            f"whose learning rate never reaches model.optimizer.lr; model.schedule.warmup_fraction bounds it"
+        )
+
     def stable_until(self, horizon_samples: int) -> float | None:
         """The images after which the cooldown of wsd or rsqrt begins; None where there is none. Before, no rate depends on
         the horizon but through `warmup`, where `warmup_fraction` is what decides that."""

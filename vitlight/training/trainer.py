@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import yaml
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from vitlight.data.sources import is_remote, shown
@@ -13,10 +14,12 @@ from vitlight.errors import InputError
 from vitlight.models import arch_family
 from vitlight.training.background_logger import BackgroundLogger
 from vitlight.training.batch_norm import SharedBatchNorm
+from vitlight.training.checkpoint_io import CheckpointReader
 from vitlight.training.experiment import ExperimentCLI
 from vitlight.training.record import RunDirectory
 from vitlight.training.resolve import ResolvedRun
 from vitlight.training.run_settings import RunSettings
+from vitlight.training.sharded import ShardedStrategy
 from vitlight.training.strategy import choose_strategy, launched_world
 from vitlight.training.wandb import WandbProjection, start_wandb
 
@@ -41,6 +44,8 @@ def build_trainer(**arguments: Any) -> pl.Trainer:
         raise InputError(f"trainer: {error}") from error
     if getattr(trainer.strategy, "_layer_sync", None) is not None:
         trainer.strategy._layer_sync = SharedBatchNorm(trainer.strategy.root_device.type)  # type: ignore[attr-defined]
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+        trainer.strategy.checkpoint_io = CheckpointReader()
     return trainer
 
 
@@ -104,6 +109,10 @@ def build_fit_trainer(
     )
     if trainer.world_size == 1 and cli.settings.model.gradient_compression != "none":
         print("model.gradient_compression=bf16 does nothing on one rank", file=sys.stderr)
+    if isinstance(trainer.strategy, ShardedStrategy):
+        trainer.strategy.saves_parts = settings.checkpoint_sharded is not False
+    elif settings.checkpoint_sharded:
+        raise InputError("run.checkpoint_sharded=true needs split weights (trainer.strategy=fsdp2); leave it out")
     if hasattr(trainer.strategy, "_timeout"):  # Lightning's DDP and FSDP hand it to torch when the ranks meet
         trainer.strategy._timeout = timedelta(seconds=settings.rank_timeout_seconds)
     return trainer

@@ -104,6 +104,22 @@ def test_a_round_trip_changes_no_bit(kind, tmp_path):
     assert_same_weights(ours, other)
 
 
+def test_a_fresh_head_leaves_pre_logits_out_with_the_head_or_loads_it(tmp_path):
+    source = randomised(OURS_ALONE["vit_representation"]())
+    save_weights(source, tmp_path / "w.npz", "google")
+    for representation_layer in (False, True):
+        model = randomised(build_model("vit_ti16", representation_layer=representation_layer, **VIT), seed=1)
+        head = model.head.weight.clone()
+        report = load_weights(model, tmp_path / "w.npz", head="fresh")
+        assert sorted(report.ignored) == ([] if representation_layer else ["pre_logits/bias", "pre_logits/kernel"])
+        assert torch.equal(model.head.weight, head) and torch.equal(model.norm.weight, source.norm.weight)
+        if representation_layer:
+            assert torch.equal(model.representation.weight, source.representation.weight)
+        else:
+            with pytest.raises(InputError, match="pre_logits/bias"):
+                load_weights(model, tmp_path / "w.npz")
+
+
 def test_the_representation_layer_is_pre_logits(tmp_path):
     ours = randomised(OURS_ALONE["vit_representation"]())
     save_weights(ours, tmp_path / "w.npz", "google")
