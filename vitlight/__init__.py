@@ -7,8 +7,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vitlight.analysis.laws import fit_law
     from vitlight.analysis.report import write_report
     from vitlight.analysis.runs import load_runs
+    from vitlight.analysis.tables import load_table
     from vitlight.cost import count_params, forward_macs, train_flops
     from vitlight.data.datamodule import ShardedImages
     from vitlight.data.index import load_index
@@ -28,10 +30,12 @@ __all__ = [
     "__version__",
     "build_model",
     "count_params",
+    "fit_law",
     "forward_macs",
     "list_archs",
     "load_index",
     "load_runs",
+    "load_table",
     "train_flops",
     "write_report",
     "write_shards",
@@ -44,10 +48,12 @@ _HOMES = {
     "SyntheticImages": "vitlight.data.synthetic",
     "build_model": "vitlight.models",
     "count_params": "vitlight.cost",
+    "fit_law": "vitlight.analysis.laws",
     "forward_macs": "vitlight.cost",
     "list_archs": "vitlight.models",
     "load_index": "vitlight.data.index",
     "load_runs": "vitlight.analysis.runs",
+    "load_table": "vitlight.analysis.tables",
     "train_flops": "vitlight.cost",
     "write_report": "vitlight.analysis.report",
     "write_shards": "vitlight.data.shards",
