@@ -166,6 +166,30 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(
     assert_same_run(run_in(tmp_path), whole_of_two)
 
 
+@pytest.mark.parametrize(
+    ("step", "goes_on"), [(2, "from the beginning: no checkpoint was due yet"), (6, "from step 4")]
+)
+def test_a_stop_without_the_other_rank_says_from_where_the_run_goes_on(
+    zygote, whole_of_two, tiny_shards, tmp_path, step, goes_on
+):
+    """As when a node is lost: its rank is gone, and the others are asked to stop in a step that can't end."""
+    log = tmp_path / "log"
+    init_args = {"moment": "train", "step": step}
+    callbacks = [
+        {
+            "class_path": "tests.training.signal_at.SignalAt",
+            "init_args": {**init_args, "once": str(tmp_path / f"once-{rank}"), "rank": rank, "signum": int(signum)},
+        }
+        for rank, signum in enumerate((signal.SIGTERM, signal.SIGKILL))
+    ]
+    args = [*two_ranks(tiny_shards, tmp_path), "--run.checkpoint_every_steps=4"]
+    assert run_ranks(zygote, [*args, f"--trainer.callbacks={json.dumps(callbacks)}"], log) == [75, -9], log.read_text()
+    assert f"stopped at step {step} of 12 without another rank" in log.read_text()
+    assert f"the same command goes on {goes_on}\n" in log.read_text()
+    assert run_ranks(zygote, args, log) == [0, 0], log.read_text()
+    assert_same_run(run_in(tmp_path), whole_of_two)
+
+
 def two_ranks(tiny_shards: Path, root: Path) -> list[str]:
     return [*args_for(tiny_shards, root), "--trainer.devices=2", "--trainer.strategy=ddp"]
 

@@ -140,7 +140,7 @@ class _Fit:
         except Exception as error:
             if trainer.world_size > 1 and self.stop.signum is not None and not isinstance(error, InputError):
                 # Other ranks were asked to stop as well, and this one waited for one that was already gone.
-                return self._stopped(Stopped(trainer.global_step, self.stop.exit_code))
+                return self._stopped(Stopped(trainer.global_step, self.stop.exit_code), saved=False)
             lines = str(error).strip().splitlines()
             reason = lines[-1].strip() if lines else type(error).__name__
             if trainer.world_size == 1 or isinstance(error, InputError):
@@ -205,11 +205,19 @@ class _Fit:
             return None
         return 0 if is_launched_by_lightning(trainer) else DIVERGED
 
-    def _stopped(self, stopped: Stopped) -> int:
+    def _stopped(self, stopped: Stopped, saved: bool = True) -> int:
         """Say so, close the loggers, and give the exit code."""
         if self.trainer.is_global_zero:
-            where = f"at step {stopped.step} of {self.resolved.steps}"
-            print(f"vitlight: {self.run.path} stopped {where}; the same command goes on", file=sys.stderr)
+            where, goes_on = f"at step {stopped.step} of {self.resolved.steps}", "the same command goes on"
+            if not saved:
+                newest = newest_checkpoint(self.run.checkpoints)
+                where += " without another rank, so nothing of it was saved"
+                goes_on += (
+                    f" from step {newest[0]}"
+                    if newest is not None
+                    else " from the beginning: no checkpoint was due yet"
+                )
+            print(f"vitlight: {self.run.path} stopped {where}; {goes_on}", file=sys.stderr)
         self.record.close(self.trainer, {}, stopped.exit_code)
         return 0 if is_launched_by_lightning(self.trainer) else stopped.exit_code
 
