@@ -234,6 +234,7 @@ def test_a_runner_that_is_stopped_leaves_its_jobs(cluster, tmp_path):
     sweep = FakeSweep(cluster, tmp_path / "runs", ["gated_1"])
     pid = os.fork()
     if pid == 0:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a caller in the background ignores it
         outcome = sweep.run()
         os._exit(outcome.exit_code + outcome.num_queued)
     sweep.wait_for_starts(1)
