@@ -199,7 +199,9 @@ def real_sweep(tiny_shards, tmp_path_factory):
 
 def real_rows(capsys, path, *options):
     code = main(["sweep", "plan", str(path), f"--root={path.parent / 'runs'}", "--json", *options])
-    return code, json.loads(capsys.readouterr().out)
+    said = capsys.readouterr()
+    assert said.out, said.err
+    return code, json.loads(said.out)
 
 
 def test_a_run_is_the_same_however_its_settings_are_written(real_sweep, tmp_path, capsys):

@@ -141,6 +141,23 @@ def test_a_signal_to_every_process_leaves_the_workers_alone(zygote, whole, tiny_
     assert_same_run(run_in(tmp_path), whole)
 
 
+def test_a_killed_run_leaves_no_process(zygote, whole, tiny_shards, tmp_path):
+    """Loader workers and the server that they are forked from, which nobody tells."""
+    log, args = tmp_path / "log", [*args_for(tiny_shards, tmp_path), "--data.num_workers=2"]
+    pid = zygote.start(args, log)
+    while rows_so_far(tmp_path) < 1:
+        time.sleep(0.005)
+    assert len(processes_of_session(pid)) >= 4
+    os.kill(pid, signal.SIGKILL)
+    assert zygote.exit_code(pid) == -signal.SIGKILL
+    deadline = time.monotonic() + 30
+    while left := [each for each in processes_of_session(pid) if each != pid]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+    assert zygote.run(args, log) == 0, log.read_text()
+    assert_same_run(run_in(tmp_path), whole)
+
+
 def rows_so_far(root: Path) -> int:
     return sum(len(path.read_text().splitlines()) for path in (root / "runs").glob("*/*/metrics.jsonl"))
 

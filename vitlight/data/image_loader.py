@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vitlight.data.batches import Batch, ImageBatches
 from vitlight.data.handover import SentBatch, SlotPool
+from vitlight.data.parent import end_with_parent
 from vitlight.data.plan import BatchRequest
 
 __all__ = ["PREFETCHED_BATCHES", "Requests", "build_loader", "keep_freed_memory"]
@@ -118,6 +119,7 @@ def _clean_server() -> ForkServerContext:
 
 def _start_worker(_: int) -> None:
     """One thread a worker: parallelism comes from the number of workers."""
+    end_with_parent()
     torch.set_num_threads(1)
     keep_freed_memory()
 

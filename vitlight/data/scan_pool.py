@@ -8,6 +8,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
+from vitlight.data.parent import end_with_parent
 from vitlight.errors import InputError
 
 __all__ = ["each_shard", "num_processes_for"]
@@ -38,7 +39,7 @@ def each_shard(
         return
     rest = iter(shards)
     waiting: dict[Future[Result], str] = {}
-    with ProcessPoolExecutor(num_processes, get_context("spawn"), initializer=_set_work, initargs=(work,)) as pool:
+    with ProcessPoolExecutor(num_processes, get_context("spawn"), initializer=_begin, initargs=(work,)) as pool:
         try:
             while True:
                 for shard in itertools.islice(rest, 2 * num_processes - len(waiting)):
@@ -56,8 +57,9 @@ def each_shard(
             pool.shutdown(cancel_futures=True)
 
 
-def _set_work(work: Callable[[str], Any]) -> None:
+def _begin(work: Callable[[str], Any]) -> None:
     global _work
+    end_with_parent()
     _work = work
 
 

@@ -22,7 +22,7 @@ VITLIGHT = (sys.executable, "-m", "vitlight")
 LONGEST_START_SECONDS = 900.0  # to the first step, with compiling and the index of large sets
 LONGEST_STOP_SECONDS = 120.0
 TICK_SECONDS = 0.1
-_STOPPED_OR_DONE = (0, 75)
+_STOPPED_OR_DONE = (0, 75, -signal.SIGTERM)  # the last: asked to stop when it was about to exit
 # A row for each step, and nothing that outlives it.
 _OVERRIDES = (
     *("--run.name=calibration", "--run.wandb=false", "--run.log_every_steps=1", "--run.num_evaluations=1"),

@@ -1,8 +1,6 @@
 """Shards written side by side: a worker does a whole shard, so that neither order nor bytes depend on their number."""
 
 import multiprocessing
-import os
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ import numpy as np
 from vitlight.data.decode import DecodeError
 from vitlight.data.importers.convert import Conversion, convert, convert_pixels
 from vitlight.data.importers.split import ImagePlace
+from vitlight.data.parent import end_with_parent
 from vitlight.data.shards import Sample, write_shard
 from vitlight.errors import InputError
 
@@ -49,7 +48,7 @@ def run_shards(tasks: Iterator[ShardTask], processes: int, advance: Callable[[in
             yield _write(task, advance)
         return
     with ProcessPoolExecutor(
-        processes, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent
+        processes, mp_context=multiprocessing.get_context("spawn"), initializer=end_with_parent
     ) as pool:
         waiting: list[tuple[int, Future[list[str]]]] = []
         try:
@@ -68,18 +67,6 @@ def _take(waiting: list[tuple[int, Future[list[str]]]], advance: Callable[[int],
     undecodable = future.result()
     advance(count)
     return undecodable
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever, or finish a shard under the next run's hands."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _write(task: ShardTask, advance: Callable[[int], None] = lambda count: None) -> list[str]:
