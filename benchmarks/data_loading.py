@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pages import cpu_name
 from peers.case import BATCH_SIZE, WORKERS, Case
 from photographs import RECIPES, load_case
 from tables import render
@@ -138,9 +139,12 @@ def say(line: str) -> None:
 
 
 def machine(cores: list[int]) -> dict[str, Any]:
-    info = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.partition(":")[2].strip() for line in info if line.startswith("model name")), platform.machine())
-    return {"cpu": model, "cores_used": len(cores), "cores": os.cpu_count(), "system": platform.platform(terse=True)}
+    return {
+        "cpu": cpu_name(),
+        "cores_used": len(cores),
+        "cores": os.cpu_count(),
+        "system": platform.platform(terse=True),
+    }
 
 
 def names_of(text: str, known: dict[str, Any], setting: str, parser: argparse.ArgumentParser) -> list[str]:

@@ -18,7 +18,7 @@ import pandas as pd
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.pages import write_measured  # noqa: E402
+from benchmarks.pages import cpu_name, write_measured  # noqa: E402
 from tests.analysis.fake_runs import result, write_run  # noqa: E402
 from vitlight.analysis.published import load_published  # noqa: E402
 from vitlight.analysis.tables import load_table  # noqa: E402
@@ -53,10 +53,7 @@ def main() -> None:
         ]
     lines = ["| | rows | CPU seconds |", "|---|---|---|"]
     lines += [f"| {what} | {rows} | {seconds:.2f} |" for what, rows, seconds in measured]
-    cpu = next(
-        (line.split(": ")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ""
-    )
-    versions = f"{cpu or platform.machine()}, pandas {pd.__version__}, Python {platform.python_version()}"
+    versions = f"{cpu_name()}, pandas {pd.__version__}, Python {platform.python_version()}"
     text = "\n".join([*lines, "", f"The least of five, one process, files in the page cache; {versions}."])
     print(text)
     if args.write:

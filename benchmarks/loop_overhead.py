@@ -22,7 +22,7 @@ import torch
 from forked import free_port, preload
 from loop_overhead_run import LoopCase, fit_settings, train
 from measure import busy_seconds
-from pages import write_measured
+from pages import cpu_name, write_measured
 from tables import spread
 
 CONTENDERS = ("fit", "bare")
@@ -171,10 +171,7 @@ def main() -> None:
             measured.append(measure(case, data, steps, arguments.rounds, arguments.threads))
             shares = {clock: f"{median(ratios(measured[-1], clock)):.3f}" for clock in ("seconds", "cpu_seconds")}
             print(case.title, "held" if case.held else "shards", case.num_ranks, shares, flush=True)
-    cpu = next(
-        (line.split(": ")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ""
-    )
-    machine = {"cores": len(os.sched_getaffinity(0)), "cpu": cpu, "system": platform.platform()}
+    machine = {"cores": len(os.sched_getaffinity(0)), "cpu": cpu_name(), "system": platform.platform()}
     report = {
         "machine": {**machine, "commit": code_commit(), **package_versions(), "torch": torch.__version__},
         "rounds": arguments.rounds,

@@ -1,8 +1,15 @@
-"""Pages of docs/ that hold what a benchmark measured, between two marks."""
+"""Pages of docs/ that hold what a benchmark measured, between two marks, and on which processor."""
 
+import platform
 from pathlib import Path
 
-__all__ = ["write_measured"]
+__all__ = ["cpu_name", "write_measured"]
+
+
+def cpu_name() -> str:
+    """As the system calls it; where it doesn't say, the architecture."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def write_measured(page: Path, text: str, name: str = "measured") -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pages import write_measured
+from pages import cpu_name, write_measured
 from tables import spread
 
 from vitlight.data.synthetic import synth
@@ -144,10 +144,7 @@ def main() -> None:
                 {name: f"{median(overheads(one)):.2f} s" for name, one in entry.items()},
                 flush=True,
             )
-    cpu = next(
-        (line.split(": ")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ""
-    )
-    machine = {"cores": len(os.sched_getaffinity(0)), "cpu": cpu, "system": platform.platform()}
+    machine = {"cores": len(os.sched_getaffinity(0)), "cpu": cpu_name(), "system": platform.platform()}
     report = {
         "machine": {**machine, "commit": code_commit(), **package_versions()},
         "rounds": arguments.rounds,

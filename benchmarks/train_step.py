@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from measure import busy_seconds
-from pages import write_measured
+from pages import cpu_name, write_measured
 from train_step_tables import render
 
 HERE = Path(__file__).resolve().parent
@@ -207,12 +207,9 @@ def main() -> None:
                 )
                 medians = {title: median(one["seconds"]) for title, one in result["contenders"].items()}
                 print(case.title, dtype, mode, {title: f"{1e3 * s:.0f} ms" for title, s in medians.items()}, flush=True)
-    cpu = next(
-        (line.split(": ")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ""
-    )
     report = {
         "machine": {
-            "device": torch.cuda.get_device_name() if arguments.device == "cuda" else cpu,
+            "device": torch.cuda.get_device_name() if arguments.device == "cuda" else cpu_name(),
             "cores": len(os.sched_getaffinity(0)),
             "system": platform.platform(),
             "torch": torch.__version__,
