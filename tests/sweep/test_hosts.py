@@ -120,7 +120,9 @@ def test_on_its_own_host_a_dead_claim_is_free_at_once(hosts, tmp_path):
     os.close(dead.fd)  # as when its process dies
     again = Host.__new__(Host)
     again.__dict__ = {**vars(a), "claims": Claims(BEAT)}
-    again.release(again.take(path))
+    claim = again.take(path)
+    assert claim is not None
+    again.release(claim)
     again.claims.__exit__(None, None, None)
 
 
