@@ -15,6 +15,7 @@ from vitlight.analysis.chart_points import drawn_charts
 from vitlight.analysis.charts import CHARTS, Chart, FamilyStyle, family_styles
 from vitlight.analysis.quantities import format_si
 from vitlight.analysis.summary import pareto_front
+from vitlight.analysis.whole_files import replace_whole
 
 __all__ = [
     "INK",
@@ -49,10 +50,8 @@ def new_figure() -> Figure:
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    """Written beside and renamed; the same bytes for the same figure."""
-    beside = path.with_name(f".{path.name}.part")
-    figure.savefig(beside, format="png", metadata={"Software": None})
-    return beside.rename(path)
+    """The same bytes for the same figure."""
+    return replace_whole(path, lambda beside: figure.savefig(beside, format="png", metadata={"Software": None}))
 
 
 def draw_figure(points: list[dict[str, Any]], chart: Chart) -> Figure:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from vitlight.analysis.law_fits import Answer, Law
 from vitlight.analysis.quantities import format_si
+from vitlight.analysis.whole_files import replace_whole
 
 __all__ = ["draw_law", "write_laws"]
 
@@ -26,19 +28,16 @@ _PLACES = 80
 def write_laws(answer: Answer, folder: Path) -> list[Path]:
     """Write law.json and, for each law, law.png and law.svg (law_NAME where there are several); each replaced whole."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / "law.json"]
-    beside = folder / ".law.json.part"
-    beside.write_text(json.dumps(answer.as_json(), indent=1) + "\n", encoding="utf-8")
-    beside.rename(paths[0])
+    text = json.dumps(answer.as_json(), indent=1) + "\n"
+    paths = [replace_whole(folder / "law.json", lambda beside: beside.write_text(text, encoding="utf-8"))]
     for law in answer.laws:
         stem = "law" if len(answer.laws) == 1 else "law_" + re.sub(r"[^A-Za-z0-9]+", "_", law.members.name).strip("_")
         figure = draw_law(law, answer)
         for suffix in ("png", "svg"):
-            part = folder / f".{stem}.{suffix}.part"
             # No date and no version, so that the same law gives the same file.
             metadata = {"Software": None} if suffix == "png" else {"Date": None}
-            figure.savefig(part, format=suffix, metadata=metadata)
-            paths.append(part.rename(folder / f"{stem}.{suffix}"))
+            save = partial(figure.savefig, format=suffix, metadata=metadata)
+            paths.append(replace_whole(folder / f"{stem}.{suffix}", save))
     return paths
 
 

@@ -7,6 +7,7 @@ from vitlight.analysis.figures import write_figures
 from vitlight.analysis.line_figures import write_line_figures
 from vitlight.analysis.report_data import Report, gather_report
 from vitlight.analysis.report_page import build_page
+from vitlight.analysis.whole_files import replace_whole
 
 __all__ = ["write_files", "write_report"]
 
@@ -48,7 +49,4 @@ def write_files(report: Report) -> tuple[Path, list[Path]]:
 
 
 def _replace(path: Path, text: str) -> Path:
-    """Write beside and rename, so that a reader sees the old file or the new one, never half of it."""
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_text(text, encoding="utf-8", newline="")
-    return beside.rename(path)
+    return replace_whole(path, lambda beside: beside.write_text(text, encoding="utf-8", newline=""))

@@ -19,6 +19,7 @@ from vitlight.analysis.quantities import (
     format_si,
 )
 from vitlight.analysis.summary import pareto_front
+from vitlight.analysis.whole_files import replace_whole
 from vitlight.errors import InputError, did_you_mean
 
 __all__ = ["choose_rows", "published_rows", "show", "write_csv"]
@@ -143,9 +144,7 @@ def _text(name: str, value: Any) -> str:
 
 def write_csv(rows: pd.DataFrame, path: Path) -> None:
     """All columns of the rows, exactly: `load_table` reads the same table back. InputError: it can't be written."""
-    beside = path.with_name(f".{path.name}.part")
     try:
-        rows.to_csv(beside, index=False, lineterminator="\n")
-        beside.replace(path)
+        replace_whole(path, lambda beside: rows.to_csv(beside, index=False, lineterminator="\n"))
     except OSError as error:
         raise InputError(f"--csv={path} can't be written: {error.strerror}") from None

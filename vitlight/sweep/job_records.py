@@ -6,12 +6,11 @@ So a cell is started by the holder of its claim who finds no record, or by the j
 from __future__ import annotations
 
 import json
-import os
-import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vitlight.sweep.plan import PlannedCell
+from vitlight.sweep.whole_files import replace_whole
 
 __all__ = ["JobRecord", "job_path", "read_job", "remove_job", "write_job"]
 
@@ -42,10 +41,7 @@ def read_job(path: Path) -> JobRecord | None:
 
 
 def write_job(path: Path, record: JobRecord) -> None:
-    """Written beside and renamed."""
-    part = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}")
-    part.write_text(json.dumps(asdict(record)) + "\n")
-    part.replace(path)
+    replace_whole(path, json.dumps(asdict(record)).encode() + b"\n")
 
 
 def remove_job(path: Path) -> None:

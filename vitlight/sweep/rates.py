@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitlight.errors import InputError
 from vitlight.sweep.preflight import num_devices
+from vitlight.sweep.whole_files import replace_whole
 
 if TYPE_CHECKING:
     from vitlight.sweep.given_rates import GivenRate
@@ -271,9 +272,7 @@ def write_calibration(path: Path, measurements: Sequence[Measurement]) -> None:
     """Put these beside what was calibrated before; of the same network, the new one stays."""
     kept = {each.network: each for each in (*_read_calibration(path), *measurements)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps([asdict(each) for each in kept.values()], indent=1) + "\n")
-    part.replace(path)
+    replace_whole(path, json.dumps([asdict(each) for each in kept.values()], indent=1).encode() + b"\n")
 
 
 def _read_calibration(path: Path) -> list[Measurement]:

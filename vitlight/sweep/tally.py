@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from vitlight.sweep.outcomes import Failure, FailureMark, SweepOutcome, is_finis
 from vitlight.sweep.plan import PlannedCell, shorter_first, sweep_directory
 from vitlight.sweep.progress import SweepProgress, duration_text
 from vitlight.sweep.status import FINISHED, Result, claim_path, log_path, read_result
+from vitlight.sweep.whole_files import replace_whole
 
 __all__ = ["Tally", "open_directory"]
 
@@ -35,13 +34,11 @@ def open_directory(planned: Sequence[PlannedCell], sweep_file: Path) -> dict[str
 
 
 def _keep_copy(source: Path, copy: Path) -> None:
-    """The sweep file beside its runs, for the record; written beside and renamed, as runners may start together."""
+    """The sweep file beside its runs, for the record."""
     content = source.read_bytes()
     if copy.exists() and copy.read_bytes() == content:
         return
-    part = copy.with_name(f".{copy.name}.{platform.node()}.{os.getpid()}")
-    part.write_bytes(content)
-    part.replace(copy)
+    replace_whole(copy, content)
 
 
 class Tally:
