@@ -1,6 +1,6 @@
 import numpy as np
 
-from vitlight.data.hashing import _finalise, hash_words, uniforms
+from vitlight.data.hashing import _finalise, hash_word, hash_words, uniforms
 
 
 def test_hash_is_a_fixed_function():
@@ -9,6 +9,11 @@ def test_hash_is_a_fixed_function():
     assert int(_finalise(np.array([1234567 + 0x9E3779B97F4A7C15], np.uint64))[0]) == 6457827717110365317
     assert hash_words(1, 2).tolist() != hash_words(2, 1).tolist()
     assert hash_words(-1).tolist() == hash_words((1 << 64) - 1).tolist()
+
+
+def test_integers_alone_give_the_same():
+    for words in ((0,), (-1,), (21, 3, 1 << 40, 0), ((1 << 64) - 1, (1 << 63) + 5)):
+        assert hash_word(*words) == int(hash_words(*words)[0])
 
 
 def test_words_broadcast():

@@ -1,11 +1,13 @@
 """ShardedImages: the LightningDataModule that trains from indexed WebDataset shards, in the order of the data plan."""
 
 from pathlib import Path
+from typing import Literal
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -13,12 +15,15 @@ from torch.utils.data import DataLoader
 from vitlight.data.augment import Augmentation
 from vitlight.data.batches import Batch, ImageBatches, ImageSource
 from vitlight.data.cache import ShardCache
+from vitlight.data.evaluation_sets import EvaluationSet, OpenedSet, as_evaluation_sets, open_evaluation_sets
 from vitlight.data.image_loader import Requests, build_loader
 from vitlight.data.index import ShardIndex
 from vitlight.data.labels import LabelSource
 from vitlight.data.loader import World, evaluation_requests, training_requests
 from vitlight.data.mixing import Mixing
+from vitlight.data.normalize import normalized
 from vitlight.data.plan import EvalPlan
+from vitlight.data.shared_loader import SharedLoader
 from vitlight.data.sources import default_cache_dir, shown
 from vitlight.data.store import open_store
 from vitlight.data.subset import SubsetRule
@@ -41,6 +46,8 @@ class ShardedImages(pl.LightningDataModule):
         image_size: Pixels of a side after cropping and resizing.
         global_batch_size: Images of one optimizer step, over all ranks and accumulated batches.
         test: The official evaluation shards, read once at the end.
+        evaluation_sets: Further sets that a model is evaluated on with `test`, by name: {real: {shards: ..., label_file:
+            ...}}, or a YAML file with that; they take no part in what a run is.
         channels: 3 (RGB) or 1 (luma).
         labels: Where in a sample its class stands.
         image_part: Extension of the part that is the image, where samples have several images.
@@ -65,6 +72,7 @@ class ShardedImages(pl.LightningDataModule):
         index_dir: Where the indexes are kept; null: in the shards' folder, for remote ones in the cache.
         cache_dir: Where remote shards are kept on the node's disk; null: $VITLIGHT_CACHE or ~/.cache/vitlight.
         cache_gib: The cache's bound in GiB.
+        shared_loader: Of training images, on this machine: its address, as `vitlight sweep run --share-loader` sets it.
         seed: Of order and augmentation; linked to `seed_everything`.
     """
 
@@ -75,6 +83,7 @@ class ShardedImages(pl.LightningDataModule):
         image_size: int = 224,
         global_batch_size: int = 1024,
         test: str | list[str] | None = None,
+        evaluation_sets: dict[str, EvaluationSet] | None = None,
         channels: int = 3,
         labels: LabelSource = LabelSource(),  # noqa: B008  frozen
         image_part: str | None = None,
@@ -98,6 +107,7 @@ class ShardedImages(pl.LightningDataModule):
         index_dir: str | None = None,
         cache_dir: str | None = None,
         cache_gib: float = 100.0,
+        shared_loader: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -115,6 +125,8 @@ class ShardedImages(pl.LightningDataModule):
         if not cache_gib > 0:
             raise InputError(f"data.cache_gib={cache_gib} is not above 0")
         self.train_source, self.test_source = train, test
+        self.evaluation_sets = as_evaluation_sets(evaluation_sets)
+        self.opened_sets: list[OpenedSet] = []  # the same in their order, once `setup` has opened them
         self.num_classes, self.image_size, self.channels = num_classes, image_size, channels
         self.global_batch_size, self.eval_batch_size = global_batch_size, eval_batch_size
         self.subset_rule = SubsetRule(
@@ -133,7 +145,7 @@ class ShardedImages(pl.LightningDataModule):
             (Path(cache_dir) if cache_dir else default_cache_dir()) / "shards", int(cache_gib * _GIB)
         )
         self.index_options = IndexOptions(labels, image_part, Path(index_dir) if index_dir else None, self.cache)
-        self.start_step = 0
+        self.shared_loader, self.start_step = shared_loader, 0
         self.num_steps: int | None = None
         self._prepared = False
 
@@ -187,6 +199,24 @@ class ShardedImages(pl.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         self.prepare()
+        if (
+            stage in ("fit", "test") and not self.opened_sets
+        ):  # what is wrong with them shows before a run, not at its end
+            names = self.train_indexes[0].class_names
+            self.opened_sets, notes = open_evaluation_sets(
+                self.evaluation_sets, self.num_classes, names, self.index_options
+            )
+            for note in notes:
+                rank_zero_warn(note)
+
+    @property
+    def is_tested(self) -> bool:
+        """Whether there is anything to evaluate beside `val`."""
+        return self.test_source is not None or bool(self.evaluation_sets)
+
+    def set_of_loader(self, dataloader_idx: int) -> OpenedSet | None:
+        """The evaluation set that a loader of `test_dataloader` reads; None for the official one."""
+        return [*([None] if self.test_index is not None else []), *self.opened_sets][dataloader_idx]
 
     def _sources(self, *indexes: ShardIndex) -> list[ImageSource]:
         return [
@@ -211,21 +241,20 @@ class ShardedImages(pl.LightningDataModule):
         ranks_per_node = max(1, trainer.world_size // trainer.num_nodes)
         return World(trainer.global_rank, trainer.world_size, num_micro, ranks_per_node)
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> DataLoader[Batch] | SharedLoader:
         """The batches from `start_step` to `num_steps`, which the classifier sets when it knows its horizon."""
         trainer = self.trainer
         assert trainer is not None and self.num_steps is not None
-        num_ranks, num_micro = trainer.world_size, trainer.accumulate_grad_batches
-        world = self._world(trainer, num_micro)
-        size = self.plan.micro_batch_size(num_ranks, num_micro)
+        world = self._world(trainer, trainer.accumulate_grad_batches)
+        size = self.plan.micro_batch_size(world.num_ranks, world.num_micro)
         if self.mixing.enabled and size % 2:
             raise InputError(
-                f"data.mixing mixes images in pairs, but a rank's batch has {size}: data.global_batch_size="
-                f"{self.global_batch_size} over {num_ranks} ranks x {num_micro} accumulated batches; make it even"
+                f"data.mixing mixes images in pairs, but a rank's batch has {size}; make it even: data.global_batch_size="
+                f"{self.global_batch_size} over {world.num_ranks} ranks x {world.num_micro} accumulated batches"
             )
         start, stop = self.start_step, self.num_steps
         requests = Requests(
-            (stop - start) * num_micro,
+            (stop - start) * world.num_micro,
             lambda: training_requests(
                 self.plan,
                 self.train_indexes,
@@ -236,10 +265,24 @@ class ShardedImages(pl.LightningDataModule):
                 num_workers=self.num_workers,
             ),
         )
-        return build_loader(self._batches(*self.train_indexes, training=True), requests, self.num_workers, size)
+        batches = self._batches(*self.train_indexes, training=True)
+        if self.shared_loader is None:
+            return build_loader(batches, requests, self.num_workers, size)
+        return SharedLoader(self.shared_loader, self.plan, batches, requests, world, self.num_workers)
 
-    def _eval_loader(self, indexes: tuple[ShardIndex, ...], ids: NDArray[np.int64]) -> DataLoader[Batch]:
-        world = self._world(self.trainer, 1) if self.trainer else World()
+    def evaluation_loader(
+        self, split: Literal["train", "test"], ids: NDArray[np.int64], world: World | None = None
+    ) -> DataLoader[Batch]:
+        """The evaluation views of the images `ids` of the training shards, held-out ones included, or of the test set: each
+        once over the ranks of `world` (None: the trainer's), rank r of R the batches r, r + R, ... of one rank."""
+        assert split == "train" or self.test_index is not None
+        indexes = self.train_indexes if self.test_index is None or split == "train" else (self.test_index,)
+        return self._eval_loader(indexes, ids, world)
+
+    def _eval_loader(
+        self, indexes: tuple[ShardIndex, ...], ids: NDArray[np.int64], world: World | None = None
+    ) -> DataLoader[Batch]:
+        world = world or (self._world(self.trainer, 1) if self.trainer else World())
         plan = EvalPlan(ids, self.eval_batch_size)
         requests = Requests(
             plan.num_batches(world.num_ranks),
@@ -250,18 +293,23 @@ class ShardedImages(pl.LightningDataModule):
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         return self._eval_loader(self.train_indexes, self.val_ids) if len(self.val_ids) else []
 
-    def test_dataloader(self) -> DataLoader[Batch]:
-        if self.test_index is None:
-            raise InputError("data.test is null: there is no test set to evaluate")
-        return self._eval_loader((self.test_index,), np.arange(len(self.test_index)))
+    def test_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+        """Of the official set, where there is one, and then of each evaluation set."""
+        if not self.is_tested:
+            raise InputError(
+                "data.test is null, and there is no data.evaluation_sets: there is no test set to evaluate"
+            )
+        official = [] if self.test_index is None else [(self.test_index, np.arange(len(self.test_index)))]
+        sets = [*official, *((opened.index, opened.rows) for opened in self.opened_sets)]
+        loaders = [self._eval_loader((index,), rows) for index, rows in sets]
+        return loaders if self.evaluation_sets else loaders[0]
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """On the device: uint8 pixels -> normalised float32, mixed; `target` (B, K) where one label can't say it."""
-        image = batch["image"]
-        scale = (1.0 / (255.0 * self.std)).to(image.device, non_blocking=True)
-        shift = (-self.mean / self.std).to(image.device, non_blocking=True)
-        batch = {**batch, "image": image.float().mul_(scale).add_(shift)}
-        if self.is_multi_label or "mixing" in batch:
+        batch = {**batch, "image": normalized(batch["image"], self.mean, self.std)}
+        tests_sets = bool(self.opened_sets) and self.trainer is not None and self.trainer.testing
+        is_of_set = tests_sets and self.set_of_loader(dataloader_idx) is not None
+        if (self.is_multi_label and not is_of_set) or "mixing" in batch:
             target = F.one_hot(batch["label"], self.num_classes).float()
             target[batch["more_rows"], batch["more_labels"]] = 1.0
             batch["target"] = target

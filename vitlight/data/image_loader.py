@@ -6,38 +6,58 @@ import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sized
 from itertools import cycle
 from multiprocessing.context import ForkServerContext
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from vitlight.data.batches import Batch, ImageBatches
+from vitlight.data.batches import Batch
 from vitlight.data.handover import SentBatch, SlotPool
 from vitlight.data.parent import end_with_parent
-from vitlight.data.plan import BatchRequest
 
-__all__ = ["PREFETCHED_BATCHES", "Requests", "build_loader", "keep_freed_memory"]
+__all__ = ["PREFETCHED_BATCHES", "BatchMaker", "Request", "Requests", "build_loader", "keep_freed_memory"]
 
 PREFETCHED_BATCHES = 2  # of each worker
 
-_Asked = tuple[BatchRequest, int | None]
+
+class Request(Protocol):
+    """What a batch is made from; `ids` has one of something for each of its images."""
+
+    @property
+    def ids(self) -> Sized: ...
+
+
+class BatchMaker(Protocol):
+    """Makes batches of square images, uint8 (B, channels, size, size) under `image`, such as `ImageBatches`."""
+
+    size: int
+    channels: int
+
+    def __getitem__(self, request: Any, /) -> Batch: ...
+
+    def load(self, request: Any, images: torch.Tensor, /) -> Batch:
+        """The batch, with its pixels written to `images` (B, size, size, channels)."""
+        ...
+
+
+_Asked = tuple[Request, int | None]
 
 
 class Requests(Sized):
     """A fixed number of batch requests, made anew by each iteration."""
 
-    def __init__(self, length: int, make: Callable[[], Iterable[BatchRequest]]) -> None:
+    def __init__(self, length: int, make: Callable[[], Iterable[Request]]) -> None:
         self._length, self._make = length, make
 
     def __len__(self) -> int:
         return self._length
 
-    def __iter__(self) -> Iterator[BatchRequest]:
+    def __iter__(self) -> Iterator[Request]:
         return iter(self._make())
 
 
 def build_loader(
-    batches: ImageBatches, requests: Requests, num_workers: int, batch_size: int = 256
+    batches: BatchMaker, requests: Requests, num_workers: int, batch_size: int = 256
 ) -> "DataLoader[Batch]":
     """Batches in the order of the requests, decoded by `num_workers` processes (never forked) or, with 0, by this one.
 
@@ -64,7 +84,7 @@ def build_loader(
 class _Work(Dataset[Any]):
     """What the workers do: a batch goes into its slot, where it has one."""
 
-    def __init__(self, batches: ImageBatches, num_workers: int, slot_bytes: int) -> None:
+    def __init__(self, batches: BatchMaker, num_workers: int, slot_bytes: int) -> None:
         self.batches, self.num_workers, self.slot_bytes = batches, num_workers, slot_bytes
         self.pool: SlotPool | None = None
 

@@ -59,15 +59,16 @@ class ClassNames:
         return hashlib.blake2b(repr(list(self.numbers.items())).encode(), digest_size=8).hexdigest()
 
 
-def read_class_names(path: Path) -> ClassNames:
-    """The names in a text file, one a line, or in a .json file. Raises InputError where it is neither, or has gaps."""
+def read_class_names(path: Path, setting: str = "data.labels.class_file") -> ClassNames:
+    """The names in a text file, one a line, or in a .json file. Raises InputError where it is neither, or has gaps; where it
+    can't be read, the message tells to set `setting`."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         content = json.loads(text) if path.suffix == ".json" else [line.strip() for line in text.rstrip().splitlines()]
     except OSError as error:
-        raise InputError(f"{path}: can't read the class names: {error.strerror}; set data.labels.class_file") from error
+        raise InputError(f"{path}: can't read the class names: {error.strerror}; set {setting}") from error
     except ValueError as error:
-        raise InputError(f"{path}: can't read the class names: {error}; set data.labels.class_file") from error
+        raise InputError(f"{path}: can't read the class names: {error}; set {setting}") from error
     if isinstance(content, list) and all(isinstance(name, str) and name for name in content):
         pairs = [(name, i) for i, name in enumerate(content)]
     elif isinstance(content, dict) and all(type(number) is int and number >= 0 for number in content.values()):

@@ -18,7 +18,7 @@ from vitlight.data.labels import MAX_LABEL_BYTES, LabelReader
 from vitlight.data.tar import IMAGE_EXTENSIONS, Member, Parts, read_range, tar_samples
 from vitlight.errors import InputError
 
-__all__ = ["ScanSettings", "examine_shard", "scan_shard"]
+__all__ = ["ScanSettings", "examine_shard", "image_member", "scan_shard"]
 
 _HEAD_BYTES = 4096  # holds the size of most images; where it does not (a long EXIF part), all of the image is read
 _EDGE_BYTES = 64
@@ -92,7 +92,7 @@ def _examine_sample(
     file: BinaryIO, parts: Parts, settings: ScanSettings
 ) -> tuple[int, int, tuple[int, ...]] | FaultError:
     try:
-        image = _image_part(parts, settings.image_part)
+        image = image_member(parts, settings.image_part)
         part = settings.labels.part(parts)
         where = parts[part.encode()]
         size = where.size if part == "json" else min(where.size, MAX_LABEL_BYTES + 1)
@@ -152,7 +152,9 @@ def _listed(extensions: Iterable[bytes]) -> str:
     return ", ".join(sorted(extension.decode(errors="backslashreplace") for extension in extensions))
 
 
-def _image_part(parts: Parts, wanted: str | None) -> Member:
+def image_member(parts: Parts, wanted: str | None) -> Member:
+    """The part of a sample that is its image: the one with extension `wanted`, or the only one in IMAGE_EXTENSIONS.
+    Raises FaultError where there is none, or several."""
     if wanted is None:
         found = [extension for extension in parts if extension.decode("latin-1") in IMAGE_EXTENSIONS]
     else:

@@ -23,7 +23,10 @@ from vitlight.data.hashing import hash_words
 from vitlight.data.thresholds import Labelled, Thresholds, each_chunk, find_thresholds
 from vitlight.errors import InputError
 
-__all__ = ["AllRows", "Chosen", "ChosenRows", "Labelled", "Rows", "SubsetRule", "choose_rows", "class_quotas"]
+__all__ = [
+    *("AllRows", "Chosen", "ChosenRows", "Labelled", "Rows", "SubsetRule"),
+    *("choose_rows", "class_quotas", "subset_hash"),
+]
 
 UInt64 = NDArray[np.uint64]
 Int64 = NDArray[np.int64]
@@ -78,6 +81,11 @@ class SubsetRule:
         return (self.num_samples, self.fraction, self.samples_per_class, self.long_tail_ratio) == (None,) * 4
 
 
+def subset_hash(seed: int, key_hash: UInt64) -> UInt64:
+    """What the subsets of a seed are chosen by: of each class the samples in which it is smallest."""
+    return hash_words(_SUBSET, seed, key_hash)
+
+
 class Rows(Protocol):
     """Chosen rows of an index, shard by shard."""
 
@@ -113,7 +121,7 @@ class _Choice:
     def trained_on(self, rows: Int64, key_hash: UInt64, labels: NDArray[np.integer]) -> NDArray[np.bool_]:
         chosen = ~self.held_out(rows, key_hash)
         if self.subset is not None:
-            chosen &= self.subset.are_above(hash_words(_SUBSET, self.seed, key_hash), rows, labels)
+            chosen &= self.subset.are_above(subset_hash(self.seed, key_hash), rows, labels)
         return chosen
 
 
@@ -231,7 +239,7 @@ def choose_rows(index: Labelled, rule: SubsetRule, *, memory: Path | None = None
     if not rule.takes_all:
 
         def left(rows: Int64, hashes: UInt64, labels: NDArray[np.integer]) -> tuple[UInt64, NDArray[np.bool_] | None]:
-            return hash_words(_SUBSET, rule.seed, hashes), ~choice.held_out(rows, hashes)
+            return subset_hash(rule.seed, hashes), ~choice.held_out(rows, hashes)
 
         choice = _Choice(choice.split, find_thresholds(index, quotas, left, by_class=True), rule.seed)
     val_rows, shard_counts = [], np.zeros(len(index.shard_start) - 1, np.int64)

@@ -32,10 +32,15 @@ from vitlight.models.vit_config import ViTConfig
 __all__ = ["ViT", "sincos2d"]
 
 
-def sincos2d(grid: int, width: int, temperature: float = 10_000.0) -> Tensor:
-    """Fixed 2-D sine-cosine position embedding (1, grid * grid, width), as in MoCo v3 (arXiv 2104.02057)."""
+def sincos2d(grid: int, width: int, temperature: float = 10_000.0, over: int | None = None) -> Tensor:
+    """Fixed 2-D sine-cosine position embedding (1, grid * grid, width), as in MoCo v3 (arXiv 2104.02057).
+
+    over: the patches' middles are those of a grid of so many along one side; None: of `grid`.
+    """
     omega = temperature ** -(torch.arange(width // 4, dtype=torch.float32) / max(width // 4 - 1, 1))
     side = torch.arange(grid, dtype=torch.float32)
+    if over is not None:
+        side = (side + 0.5) * (over / grid) - 0.5
     y, x = torch.meshgrid(side, side, indexing="ij")
     angles = [axis.flatten()[:, None] * omega for axis in (x, y)]
     return torch.cat([f(angle) for angle in angles for f in (torch.sin, torch.cos)], dim=1)[None]
@@ -140,7 +145,7 @@ class ViT(nn.Module):
         if config.posemb == "learned":
             self.posemb = nn.Parameter(nn.init.normal_(torch.empty(1, num_rows, width), std=width**-0.5))
         elif config.posemb == "sincos2d":
-            self.register_buffer("posemb", sincos2d(config.grid, width), persistent=False)
+            self.register_buffer("posemb", sincos2d(config.grid, width, over=config.posemb_grid), persistent=False)
         self.dropout = nn.Dropout(config.dropout_rate)
         self.blocks = nn.ModuleList(Block(config, r) for r in drop_path_ramp(config.drop_path_rate, config.depth))
         self.norm = nn.LayerNorm(width, eps=config.norm_eps)

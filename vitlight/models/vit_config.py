@@ -21,6 +21,8 @@ class ViTConfig:
 
     `class_token`: None gives one exactly where `pool` is "cls". Beside the other pools it takes part in attention only,
         as the registers always do: they pool over the patches.
+    `posemb_grid`: patches along one side over which the coordinates of "sincos2d" run, for images of another size than the
+        network was trained at: those between are taken, where None goes on beyond the last one.
     `posemb_on_class_token`: False leaves the class token's row out of a learned table. Registers never have positions.
     `norm_position`: "after_pool" norms the pooled vector in place of the tokens.
     `layer_scale`: where a learned scale of each channel of a branch starts (CaiT, arXiv 2103.17239); None for no scale.
@@ -54,6 +56,7 @@ class ViTConfig:
     drop_path_rate: float = 0.0
     backbone: HybridStem | None = None
     backbone_norm_eps: float = 1e-6
+    posemb_grid: int | None = None
 
     def __post_init__(self) -> None:
         check_positive(width=self.width, depth=self.depth, num_heads=self.num_heads, mlp_dim=self.mlp_dim)
@@ -84,6 +87,10 @@ class ViTConfig:
             raise InputError(f"image_size={self.image_size} is not a multiple of the {step} {self.stride}; use {near}")
         if self.width % self.num_heads:
             raise InputError(f"width={self.width} is not a multiple of num_heads={self.num_heads}")
+        if self.posemb_grid is not None:
+            check_positive(posemb_grid=self.posemb_grid)
+            if self.posemb != "sincos2d":
+                raise InputError(f"posemb_grid={self.posemb_grid} is read with posemb='sincos2d' alone; leave it out")
         if self.posemb == "sincos2d" and self.width % 4:
             raise InputError(f"posemb='sincos2d' needs a width that is a multiple of 4, not {self.width}")
 

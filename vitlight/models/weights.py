@@ -46,6 +46,17 @@ class LoadReport:
     fresh: tuple[str, ...]
     ignored: tuple[str, ...]
 
+    def describe_resized(self) -> list[str]:
+        """A few words for each pair of grids: what was resized, from which to which."""
+        by_grids: dict[Grids, list[str]] = {}
+        for name, grids in self.resized.items():
+            by_grids.setdefault(grids, []).append(name)
+        return [
+            f"{names[0] if len(names) == 1 else f'{len(names)} bias tables'} resized from {before[0]}x{before[1]} to "
+            f"{after[0]}x{after[1]}"
+            for (before, after), names in by_grids.items()
+        ]
+
 
 def find_layout(names: Collection[str], layout: str = "auto") -> Layout:
     """The layout of that name, or with "auto" the one whose names these are. InputError where they are another's."""
