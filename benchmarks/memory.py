@@ -62,7 +62,7 @@ class Measured:
 
 
 class Step:
-    """A training step as the trainer runs it: forward, gradients dropped, backward, optimizer."""
+    """A training step as the trainer runs it: forward, backward, optimizer, gradients dropped."""
 
     def __init__(self, case: Case) -> None:
         self.case = case
@@ -80,9 +80,9 @@ class Step:
     def __call__(self) -> None:
         with torch.autocast(self.case.device, torch.bfloat16, enabled=self.case.precision == "bf16-mixed"):
             loss = F.cross_entropy(self.model(self.images).float(), self.labels)
-        self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
+        self.optimizer.zero_grad()
 
 
 def measure(case: Case) -> Measured:

@@ -14,24 +14,29 @@ from vitlight.errors import InputError
 from vitlight.models import build_model, set_activation_checkpointing
 
 
-def step(model: nn.Module, optimizer: torch.optim.Optimizer, batch_size: int, precision: str) -> None:
+def step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, batch_size: int, precision: str, keep_gradients: bool
+) -> None:
     images, labels = torch.randn(batch_size, 3, 32, 32), torch.zeros(batch_size, dtype=torch.long)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
         loss = F.cross_entropy(model(images).float(), labels)
-    optimizer.zero_grad()
     loss.backward()
     optimizer.step()
+    if not keep_gradients:
+        optimizer.zero_grad()
 
 
-def measured_peak(arch: str, batch_size: int, precision: str, checkpointing: bool, **options: object) -> int:
+def measured_peak(
+    arch: str, batch_size: int, precision: str, checkpointing: bool, keep_gradients: bool = False, **options: object
+) -> int:
     """Bytes that tensors hold at once, at most, during a second step; the profiler sees every block of the allocator."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         model = build_model(arch, image_size=32, **options).train()
         set_activation_checkpointing(model, checkpointing)
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-        step(model, optimizer, batch_size, precision)
+        step(model, optimizer, batch_size, precision, keep_gradients)
         with record_function("second step"):
-            step(model, optimizer, batch_size, precision)
+            step(model, optimizer, batch_size, precision, keep_gradients)
     events = profiler.profiler.kineto_results.events()
     (start,) = (event.start_ns() for event in events if event.name() == "second step")
     blocks = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
@@ -57,6 +62,19 @@ def test_estimate_is_what_is_measured(
     model = build_model(arch, image_size=32, **options)
     estimate = estimate_memory(model, 32, 64, precision, activation_checkpointing=checkpointing)
     assert estimate.peak_bytes == pytest.approx(measured_peak(arch, 64, precision, checkpointing, **options), rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("arch", "tolerance"), [("vit_nano2", 0.02), ("resnet_nano2", 0.1)]
+)  # of scratch in a convolution
+def test_gradients_that_stay_add_to_the_peak_of_the_forward_pass(arch: str, tolerance: float) -> None:
+    """With few images a step the peak is parameters, moments and, where they are kept, gradients."""
+    model = build_model(arch, image_size=32)
+    kept, dropped = (estimate_memory(model, 32, 2, keep_gradients=keep) for keep in (True, False))
+    for estimate, keep in ((kept, True), (dropped, False)):
+        assert estimate.peak_bytes == pytest.approx(measured_peak(arch, 2, "32", False, keep), rel=tolerance)
+    assert kept.gradients == dropped.gradients
+    assert kept.peak_bytes - dropped.peak_bytes > 0.2 * kept.gradients
 
 
 def test_standing_parts() -> None:

@@ -12,14 +12,15 @@ from vitlight.cost.trace import build_on_meta
 
 def test_details_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = "models vit_nano1 --option pool=cls --modules --depth 1 --memory --batch-size 8 --precision bf16-mixed"
-    assert main([*arguments.split(), "--optimizer", "sgd", "--checkpointing", "--json"]) == 0
+    assert main([*arguments.split(), "--optimizer", "sgd", "--checkpointing", "--keep-gradients", "--json"]) == 0
     details = json.loads(capsys.readouterr().out)
     assert (details["arch"], details["image_size"]) == ("vit_nano1", 32)
     assert details["params"] == sum(row["params"] for row in details["groups"]) == 60_264 + 32  # and a class token
     assert [row["module"] for row in details["modules"]][:2] == ["", "patch_embed"]
     assert {row["depth"] for row in details["modules"]} == {0, 1}
     model = build_on_meta("vit_nano1", 32, pool="cls")
-    assert details["memory"] == vars(estimate_memory(model, 32, 8, "bf16-mixed", "sgd", activation_checkpointing=True))
+    estimate = estimate_memory(model, 32, 8, "bf16-mixed", "sgd", activation_checkpointing=True, keep_gradients=True)
+    assert details["memory"] == vars(estimate)
 
 
 def test_options_are_numbers_where_they_are_written_so(capsys: pytest.CaptureFixture[str]) -> None:

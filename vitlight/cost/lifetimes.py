@@ -1,6 +1,7 @@
 """One training step on tensors without memory, and how many bytes real ones would take at each moment of it."""
 
 import copy
+import itertools
 import weakref
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -52,8 +53,9 @@ def trace_step(
     autocast_dtype: torch.dtype | None,
     activation_checkpointing: bool,
     device_type: DeviceType,
+    keep_gradients: bool,
 ) -> MemoryEstimate:
-    """A step in Lightning's order: forward, the last step's gradients dropped, backward; the optimizer works in place.
+    """Forward and backward; the optimizer works in place, and then gradients are dropped unless `keep_gradients`.
 
     The model's own code runs, on fakes of its tensors: torch's kernels and autograd see shapes and types, and hold and
     drop them as they would real ones. `num_states` tensors of each trained parameter's shape are the optimizer's.
@@ -65,11 +67,15 @@ def trace_step(
         twin = _fake_copy(model, weight_dtype)
         checkpoint_blocks(twin, activation_checkpointing)
         trained = [parameter for parameter in twin.parameters() if parameter.requires_grad]
-        sizes = [memory.current]
+        network = memory.current
         buffers = sum(memory.rounded(buffer.untyped_storage().nbytes()) for buffer in twin.buffers())
         for parameter in trained:
             parameter.grad = torch.empty_like(parameter)
-        sizes.append(memory.current)
+        gradients = memory.current - network
+        if not keep_gradients:
+            for parameter in trained:
+                parameter.grad = None
+        sizes = [memory.current]
         states = [torch.empty_like(parameter) for parameter in trained for _ in range(num_states)]
         sizes.append(memory.current)
         images = torch.empty(image_shape)
@@ -78,18 +84,21 @@ def trace_step(
         with rules:
             loss = F.cross_entropy(twin(images.to(weight_dtype)).float(), labels)
         sizes.append(memory.current)
-        for parameter in trained:
-            parameter.grad = None
         memory.phase = "backward"
         # Blocks that are computed again follow the rules, too.
         with GpuRules(autocast_dtype, keep_casts=False) if device_type == "cuda" else nullcontext():
             _backward(loss)
         del states
-    params, gradients, optimizer_state, inputs, activations = (
-        size - before for size, before in zip(sizes, [buffers, *sizes], strict=False)
-    )
+    optimizer_state, inputs, activations = (after - before for before, after in itertools.pairwise(sizes))
     return MemoryEstimate(
-        params, buffers, gradients, optimizer_state, inputs, activations, memory.peak, memory.peak_phase
+        network - buffers,
+        buffers,
+        gradients,
+        optimizer_state,
+        inputs,
+        activations,
+        memory.peak,
+        memory.peak_phase,
     )
 
 

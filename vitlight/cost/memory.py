@@ -34,11 +34,13 @@ def estimate_memory(
     optimizer: Optimizer = "adamw",
     activation_checkpointing: bool = False,
     device_type: DeviceType = "cpu",
+    keep_gradients: bool = False,
 ) -> MemoryEstimate:
-    """What one process takes for `batch_size` images a step, without gradient accumulation.
+    """What one process takes for `batch_size` images of one forward and backward pass.
 
-    A step runs once on fake tensors in Lightning's order: forward while the last step's gradients still stand, then
-    backward; optimizers are fused or otherwise work in place. `model` is an arch name, built with 1000 classes, or a
+    They run once on fake tensors; optimizers are fused or otherwise work in place, and gradients are dropped after their
+    step, as in `vitlight fit`. keep_gradients: they stand through the forward pass, as where several batches are
+    accumulated, and under DDP, whose buckets hold them. `model` is an arch name, built with 1000 classes, or a
     module on any device, which is left as it is. On "cuda", tensors are of GPU allocations (512 bytes at least),
     autocast is the GPU's, and attention is a fused kernel; torch.compile keeps less than is counted here.
 
@@ -60,7 +62,14 @@ def estimate_memory(
     try:
         image_shape = tuple(meta_image(module, image_size, batch_size=batch_size).shape)
         return trace_step(
-            module, image_shape, num_states, weight_dtype, autocast_dtype, activation_checkpointing, device_type
+            module,
+            image_shape,
+            num_states,
+            weight_dtype,
+            autocast_dtype,
+            activation_checkpointing,
+            device_type,
+            keep_gradients,
         )
     except RuntimeError as error:
         if "Storage size calculation overflowed" not in str(error):
@@ -86,6 +95,7 @@ def largest_batch(
     optimizer: Optimizer = "adamw",
     activation_checkpointing: bool = False,
     device_type: DeviceType = "cpu",
+    keep_gradients: bool = False,
 ) -> int:
     """The most images a step whose estimated peak is at most `memory_bytes`; 0 where not one image fits.
 
@@ -95,7 +105,14 @@ def largest_batch(
 
     def fits(batch_size: int) -> bool:
         estimate = estimate_memory(
-            module, image_size, batch_size, precision, optimizer, activation_checkpointing, device_type
+            module,
+            image_size,
+            batch_size,
+            precision,
+            optimizer,
+            activation_checkpointing,
+            device_type,
+            keep_gradients,
         )
         return estimate.peak_bytes <= memory_bytes
 

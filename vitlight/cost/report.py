@@ -54,7 +54,7 @@ def _check_together(args: argparse.Namespace) -> None:
         if args.depth < 1:
             raise InputError(f"--depth={args.depth} is not at least 1")
     if not args.memory:
-        for flag in ("batch_size", "precision", "optimizer", "checkpointing", "device"):
+        for flag in ("batch_size", "precision", "optimizer", "checkpointing", "keep_gradients", "device"):
             if getattr(args, flag) not in (None, False):
                 raise InputError(f"--{flag.replace('_', '-')} is about the estimate of --memory; give that, too")
 
@@ -133,6 +133,7 @@ def _memory(args: argparse.Namespace, model: nn.Module, image_size: int) -> Memo
         cast(Optimizer, _setting(args, "optimizer")),
         args.checkpointing,
         cast(DeviceType, _setting(args, "device")),
+        args.keep_gradients,
     )
 
 
@@ -150,7 +151,8 @@ def _print_memory(args: argparse.Namespace, memory: MemoryEstimate) -> None:
     ]
     checkpointing = "activation checkpointing" if args.checkpointing else "no activation checkpointing"
     device, precision, optimizer = (_setting(args, name) for name in ("device", "precision", "optimizer"))
-    setting = f"on {device} at batch size {args.batch_size}, {precision}, {optimizer}, {checkpointing}"
+    gradients = "gradients kept between steps" if args.keep_gradients else "gradients dropped after each step"
+    setting = f"on {device} at batch size {args.batch_size}, {precision}, {optimizer}, {checkpointing}, {gradients}"
     caption = f"Tensors {setting}; the process itself and workspaces of kernels are not counted."
     _print(("training memory", "[MiB]"), rows, caption=caption)
 
