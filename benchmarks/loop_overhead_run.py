@@ -141,7 +141,7 @@ def _bare(case: LoopCase, arguments: list[str], clock: _Clock, rank: int) -> Non
     data.prepare()
     data.num_steps = int(cli.settings.model.duration.samples) // case.batch_size
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
-        world_size=case.num_ranks, global_rank=rank, num_nodes=1, accumulate_grad_batches=1
+        world_size=case.num_ranks, global_rank=rank, num_nodes=1, accumulate_grad_batches=1, testing=False
     )
     if case.num_ranks > 1:
         torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=120))

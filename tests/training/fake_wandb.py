@@ -19,12 +19,20 @@ class Settings:
     def __init__(self, **values):
         self.values = values
 
+class Image:
+    def __init__(self, path):
+        self.path = path
+
+    def __str__(self):
+        return "image " + self.path
+
 class Summary:
     def update(self, values):
         note("summary", values)
 
 class Run:
     summary = Summary()
+    url = "https://wandb.example.org/p/runs/abc"
     starting_step = int(os.environ.get("FAKE_WANDB_STARTING_STEP", "0"))
 
     def __init__(self, folder):
@@ -38,6 +46,12 @@ class Run:
 
     def finish(self, exit_code):
         note("finish", exit_code)
+
+def setup(options):
+    pass
+
+def termsetup(options, logger):
+    assert callable(logger.warning)
 
 def teardown():
     note("teardown")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from vitlight.cli import main
 from vitlight.data.plan import DataPlan, PlanSource
 from vitlight.data.subset import AllRows
 from vitlight.errors import InputError
@@ -190,3 +191,15 @@ def test_a_checkpoint_of_another_plan_is_refused():
     model.trainer.training = True
     with pytest.raises(InputError, match="was made with data plan other, not"):
         model.on_load_checkpoint({"vitlight": {"step": 5, "plan_digest": "other"}})
+
+
+def test_gradients_stand_only_from_the_first_backward_pass_of_a_step_to_its_end(fit_args, monkeypatch):
+    standing, original = [], ImageClassifier.training_step
+
+    def training_step(self, batch, batch_idx):
+        standing.append(any(parameter.grad is not None for parameter in self.parameters()))
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(ImageClassifier, "training_step", training_step)
+    assert main([*fit_args, "--trainer.accumulate_grad_batches=2", "--model.duration.samples=48"]) == 0
+    assert standing == [False, True] * 3

@@ -65,6 +65,7 @@ def test_the_recorded_config_gives_the_same_run(fit_args, tmp_path):
     ("change", "message"),
     [
         ("--model.arhc=vit_s16", r"unknown setting model\.arhc; did you mean model\.arch"),
+        ("--model.arc=vit_s16", r"unknown setting model\.arc; did you mean model\.arch"),
         ("--model.arch=vit_nan1", r"'?vit_nan1'?.*did you mean vit_nano1"),
         ("--data.globl_batch_size=3", r"data\.globl_batch_size; did you mean data\.global_batch_size"),
         ("--trainer.max_epochs=3", r"trainer\.max_epochs is derived .* use model\.duration\.epochs"),

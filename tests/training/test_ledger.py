@@ -105,6 +105,8 @@ def test_what_more_cannot_help_is_not_advised():
     assert line.endswith(
         "`vitlight data bench` says which stage limits; smaller images (`vitlight data pack --short-side`) help"
     )
+    line = verdict(shares(step=0.5, data_wait=0.5), None, None, SETTINGS, num_cores=8)
+    assert line.endswith("; the loader is shared: the slowest of its cells or --share-loader-workers limits")
 
 
 def test_a_compute_bound_run_hears_its_mfu_and_what_could_be_faster():

@@ -8,13 +8,15 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.conftest import ROOT
 from tests.training.fake_wandb import FakeWandb
 from vitlight.errors import InputError
 from vitlight.training.record import RunDirectory
-from vitlight.training.wandb import replay, start_wandb
+from vitlight.training.wandb import start_wandb
 from vitlight.training.wandb_process import children_of
+from vitlight.training.wandb_run import catch_up
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +56,10 @@ def write_rows(run: RunDirectory, first: int, last: int) -> None:
         run.append({"event": "train", "step": step, "data/samples_seen": 16 * step, "train/loss": 1 / step})
 
 
+def write_evaluation(run: RunDirectory) -> None:
+    run.append({"event": "val", "step": 5, "val/top1": 0.5, "val/loss": None, "time/step": 0.1})
+
+
 def start(run: RunDirectory, finish_seconds: float = 60.0):
     return start_wandb(run, "abc", "n", "g", ["vit", "vit_nano1"], "p", {"a": 1}, finish_seconds)
 
@@ -63,15 +69,20 @@ def test_every_row_arrives_once_in_order_with_its_axes(run, fake):
     for step in range(1, 6):
         write_rows(run, step, step)
         projection.rows_written()
+    write_evaluation(run)
     projection.finish({"top1": 0.5, "reason": None}, 0)
     ((init, _),) = fake.calls("init")
     assert (init["id"], init["name"], init["group"], init["job_type"]) == ("abc", "n", "g", "fit")
     assert (init["tags"], init["project"], init["config"]) == (["vit", "vit_nano1"], "p", {"a": 1})
     assert fake.calls("log") == [
-        [{"data/samples_seen": 16 * i, "train/loss": 1 / i, "trainer/global_step": i}, i - 1] for i in range(1, 6)
+        *([{"data/samples_seen": 16 * i, "train/loss": 1 / i, "trainer/global_step": i}, i - 1] for i in range(1, 6)),
+        [{"val/top1": 0.5, "time/step": 0.1, "trainer/global_step": 5}, 5],
     ]
-    assert ["val/*", "compute/train_flops"] in fake.calls("define_metric")
-    assert ["*", "data/samples_seen"] in fake.calls("define_metric")
+    axes = {
+        **{"data/samples_seen": None, "compute/train_flops": None, "val/top1": "compute/train_flops"},
+        **dict.fromkeys(("train/loss", "time/step", "trainer/global_step"), "data/samples_seen"),
+    }
+    assert sorted(fake.calls("define_metric")) == sorted([name, axis] for name, axis in axes.items())
     assert fake.calls("summary") == [[{"top1": 0.5}]]
     assert fake.calls("finish") == [[0]]
 
@@ -90,7 +101,12 @@ def test_no_key_means_offline_and_never_a_prompt(run, fake, monkeypatch, tmp_pat
     assert mode_and_resume() == (None, "allow", "p")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_PROJECT", "mine")
+    for name, value in {"RUN_GROUP": "ours", "NAME": "first", "TAGS": "x,y", "JOB_TYPE": "trial"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
     assert mode_and_resume() == ("offline", None, "mine")
+    init, _ = fake.calls("init")[-1]
+    assert (init["group"], init["name"], init["job_type"]) == ("ours", "first", "trial")
+    assert init["tags"] == ["vit", "vit_nano1", "x", "y"]
 
 
 def test_other_ranks_and_runs_without_it_start_nothing(run, fake, monkeypatch):
@@ -185,17 +201,31 @@ def test_a_run_that_is_killed_leaves_a_finished_projection(run, fake):
     assert not is_alive(pid)
 
 
-def test_replay_shows_the_whole_record_as_a_new_run(run, fake):
+def test_a_run_that_has_ended_is_brought_up_to_date_or_shown_anew(run, fake):
+    """Also one that was never shown: what it was is in experiment.yaml and result.json."""
+    settings = {"name": "g", "tags": ["mine"], "wandb_project": "p"}
+    run.experiment_path.write_text(yaml.safe_dump({"run": settings, "data": {"train": "https://u:secret@h/a.tar"}}))
+    facts = {"arch": "vit_nano1", "params": 5, "forward_macs": 7, "num_train_samples": 9, "seed": 1}
     write_rows(run, 1, 3)
-    start(run).finish({}, 0)
-    run.write_result({"status": "done", "top1": 0.25, "versions": {"torch": "2"}})
-    name = replay(run.path)
+    with pytest.raises(InputError, match=r"no result.json and metrics.jsonl: its run has not ended"):
+        catch_up(run.path, 60.0)
+    run.write_result({"run_id": "abc", "status": "done", "top1": 0.25, "versions": {"torch": "2"}, **facts})
+    shown = catch_up(run.path, 60.0)
+    assert (shown.num_rows, shown.problem) == (3, None)
+    (init, _) = fake.calls("init")[-1]
+    assert (init["id"], init["name"], init["group"]) == ("abc", "vit_nano1 9 s1", "g")
+    assert init["tags"] == ["vit", "vit_nano1", "mine"]
+    assert (init["config"]["params"], init["config"]["run"]) == (5, settings)
+    assert "secret" not in json.dumps(init)
+    summary = {"status": "done", "params": 5, "forward_macs": 7, "top1": 0.25}
+    assert fake.calls("summary")[-1] == [summary]
+    catch_up(run.path, 60.0, anew=True)
+    name = fake.calls("init")[-1][0]["id"]
     assert name.startswith("abc-")
+    assert [step for _, step in fake.calls("log")] == [0, 1, 2, 0, 1, 2]
+    catch_up(run.path, 60.0)
     assert fake.calls("init")[-1][0]["id"] == name
-    assert [step for _, step in fake.calls("log")[3:]] == [0, 1, 2]
-    assert fake.calls("summary")[-1] == [{"status": "done", "top1": 0.25}]
-    with pytest.raises(InputError, match=r"no metrics.jsonl and wandb/projection.json"):
-        replay(run.path.parent)
+    assert fake.calls("finish") == [[0]] * 3
 
 
 def offline_records(run: RunDirectory) -> list[dict]:

@@ -1,12 +1,22 @@
 """Top-1, top-5 and loss as exact sums over images, equal for every batch size, worker count and number of ranks."""
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-__all__ = ["ExactAccuracy", "target_ranks"]
+__all__ = ["ExactAccuracy", "target_ranks", "wilson_interval"]
+
+
+def wilson_interval(count: int, total: int) -> tuple[float, float]:
+    """The 95 % score interval of Wilson (1927) for a fraction, of which `count` of `total` were seen; total is above 0."""
+    z = 1.959963984540054
+    share, spread = count / total, z * z / total
+    middle = (share + spread / 2) / (1 + spread)
+    half = math.sqrt(share * (1 - share) * spread + (spread / 2) ** 2) / (1 + spread)
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def target_ranks(logits: Tensor, labels: Tensor) -> Tensor:
@@ -23,7 +33,10 @@ def target_ranks(logits: Tensor, labels: Tensor) -> Tensor:
 
 class ExactAccuracy(Metric):
     """Counts of images, of correct ones, and of those whose logits or loss aren't finite, in int64, and the loss summed in
-    float64, over the rows whose weight is 1."""
+    float64, over the rows whose weight is 1.
+
+    num_classes: count by class, too, for the mean of the accuracies in each class.
+    """
 
     full_state_update = False
     num_images: Tensor
@@ -31,12 +44,17 @@ class ExactAccuracy(Metric):
     num_top5: Tensor
     num_nonfinite: Tensor
     loss_sum: Tensor
+    num_images_of: Tensor
+    num_top1_of: Tensor
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, num_classes: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.num_classes = num_classes
         for name in ("num_images", "num_top1", "num_top5", "num_nonfinite"):
             self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("loss_sum", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        for name in ("num_images_of", "num_top1_of"):
+            self.add_state(name, torch.zeros(num_classes or 0, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, labels: Tensor, losses: Tensor, weight: Tensor) -> None:
         """logits (B, K), labels (B,), per-image losses (B,), weight (B,) of 0 or 1."""
@@ -47,10 +65,19 @@ class ExactAccuracy(Metric):
         self.num_top5 += (counted & (ranks < 5)).sum()
         self.num_nonfinite += (counted & ~(logits.isfinite().all(1) & losses.isfinite())).sum()
         self.loss_sum += torch.where(counted, losses.double(), 0.0).sum()
+        if self.num_classes is not None:
+            self.num_images_of.index_add_(0, labels, counted.long())
+            self.num_top1_of.index_add_(0, labels, (counted & (ranks < 1)).long())
 
     def compute(self) -> dict[str, float | int]:
-        """top1 and top5 in [0, 1], mean loss, and the counts behind them."""
+        """top1 and top5 in [0, 1], mean loss, and the counts behind them; where classes are counted mean_class_top1, the
+        mean of top1 in each class that has an image."""
         count = int(self.num_images)
+        by_class = {}
+        if self.num_classes is not None and count:
+            there = self.num_images_of > 0
+            shares = self.num_top1_of[there].double() / self.num_images_of[there]
+            by_class["mean_class_top1"] = float(shares.cpu().sum()) / int(there.sum())
         return {
             "top1": int(self.num_top1) / count if count else float("nan"),
             "top5": int(self.num_top5) / count if count else float("nan"),
@@ -58,4 +85,5 @@ class ExactAccuracy(Metric):
             "top1_count": int(self.num_top1),
             "num_images": count,
             "num_nonfinite": int(self.num_nonfinite),
+            **by_class,
         }

@@ -181,7 +181,7 @@ class Record(pl.Callback):
         return figures
 
     def performance_summary(
-        self, trainer: pl.Trainer, module: ImageClassifier, num_workers: int, compiles: bool
+        self, trainer: pl.Trainer, module: ImageClassifier, num_workers: int | None, compiles: bool
     ) -> dict[str, Any]:
         """Of all attempts: `verdict`, a line, and `perf`, the shares and seconds it comes from."""
         shares, seconds, mfu = self.ledger.shares(), self.device_seconds, None
@@ -219,20 +219,31 @@ class Record(pl.Callback):
 
     def _log_evaluation(self, trainer: pl.Trainer, module: pl.LightningModule, split: str) -> None:
         assert isinstance(module, ImageClassifier)
-        result = module.results[split]
-        row = {f"{split}/{name}": result[name] for name in ("loss", "top1", "top5", "top1_count", "num_images")}
+        result = module.results.get(split, {})  # of a test of evaluation sets alone there is none
+        names = ("loss", "top1", "top5", "top1_count", "num_images") if result else ()
+        row = {f"{split}/{name}": result[name] for name in names}
+        if split == "test":
+            row |= module.set_scores.row()
         self.write_row(trainer, module, split, row)
 
     def write_row(
-        self, trainer: pl.Trainer, module: ImageClassifier, event: str, row: Mapping[str, float | int]
+        self,
+        trainer: pl.Trainer,
+        module: ImageClassifier,
+        event: str,
+        row: Mapping[str, float | int],
+        figures: Mapping[str, str] | None = None,
     ) -> None:
-        """Write one row with every x axis, on rank 0, and tell all that show it elsewhere."""
+        """Write one row with every x axis, on rank 0, and tell all that show it elsewhere. figures: by name, files in the
+        run directory that W&B shows with it."""
         if not trainer.is_global_zero:
             return
         step, device_seconds = trainer.global_step, self.device_seconds
         times = {"time/wall_seconds": self.wall_seconds, "time/device_seconds": device_seconds}
         skipped = {"data/skipped_samples": len(self.run.skipped(step))}
-        full = {"event": event, "step": step, **module.axes(), **skipped, **times, **row}
+        full: dict[str, Any] = {"event": event, "step": step, **module.axes(), **skipped, **times, **row}
+        if figures:
+            full["figures"] = dict(figures)
         self.run.append(full)
         if self.projection is not None:
             self.projection.rows_written()

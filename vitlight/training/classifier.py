@@ -2,27 +2,31 @@
 
 import math
 import sys
+from collections.abc import Callable
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from vitlight.cost import count_params, train_flops
 from vitlight.data.datamodule import ShardedImages
-from vitlight.data.plan import DataPlan, hash_words
+from vitlight.data.hashing import hash_word
+from vitlight.data.plan import DataPlan
 from vitlight.errors import InputError
 from vitlight.models import arch_family, build_model, set_activation_checkpointing
 from vitlight.training.accuracy import ExactAccuracy
 from vitlight.training.clipping import clip_adaptively
 from vitlight.training.ema import check_average, take_raw_weights
+from vitlight.training.evaluation_sets import SetScores
 from vitlight.training.losses import Loss, check_loss, image_losses
 from vitlight.training.memory_format import MemoryFormat, choose_memory_format
 from vitlight.training.meta_network import network_on_meta
 from vitlight.training.network_parts import set_head_bias
 from vitlight.training.optim import Optimizer
-from vitlight.training.pretrained import check_weights_settings, load_pretrained
+from vitlight.training.pretrained import check_weights_settings, load_pretrained, resize_to_fit
 from vitlight.training.rollback import check_rollback
 from vitlight.training.schedule import Duration, Schedule
 
@@ -76,8 +80,8 @@ class ImageClassifier(pl.LightningModule):
         activation_checkpointing: Keep only what enters each block for the backward pass, and compute the rest again: less
             memory for about a third more work, with the same gradients.
         gradient_compression: `bf16` sends the gradients between the ranks in bfloat16: half the bytes, and rounded sums.
-        weights: What to start from instead of fresh weights: a file, a URL or `hf-hub:ORG/NAME`. Position embeddings
-            and the like are resized to `image_size`. A resumed run doesn't read it.
+        weights: What to start from instead of fresh weights: a file, a run directory, a URL or `hf-hub:ORG/NAME`. Position
+            embeddings and the like are resized to `image_size`. A resumed run doesn't read it.
         weights_digest: What the content of `weights` must be; null: whatever it is when the run starts.
         weights_layout: Whose names the tensors have: `timm`, `google`, `huggingface`, `vitlight`, or `auto`: seen from them.
         weights_head: `load` the classifier too, or leave it `fresh`, as for other classes.
@@ -141,7 +145,8 @@ class ImageClassifier(pl.LightningModule):
         set_activation_checkpointing(self.model, activation_checkpointing)
         if compile:
             self.model.compile(dynamic=False)  # batches have one size in training and one in evaluation
-        self.val_accuracy, self.test_accuracy = ExactAccuracy(), ExactAccuracy()
+        self.val_accuracy, self.test_accuracy = ExactAccuracy(num_classes), ExactAccuracy(num_classes)
+        self.set_scores = SetScores()
         self.results: dict[str, dict[str, float | int]] = {}
         self.start_step = 0
         self.origin_step: int | None = None  # at which the run takes over a checkpoint of another run
@@ -202,6 +207,20 @@ class ImageClassifier(pl.LightningModule):
             clip_adaptively(self.model, self.optimizer.adaptive_clip)
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: torch.optim.Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Then drop the gradients: Lightning would let them stand through the next forward pass, and take that memory."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        optimizer.zero_grad()
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        """Nothing: `optimizer_step` has done it."""
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["vitlight"] = {
             "step": self.trainer.global_step,
@@ -231,6 +250,8 @@ class ImageClassifier(pl.LightningModule):
         self.rollbacks = self.rollbacks or state["rollbacks"]
         if self.trainer.training:
             take_raw_weights(checkpoint)
+        else:
+            resize_to_fit(self.model, checkpoint["state_dict"], "model.")
         # Put Lightning's counters where the run stands.
         loop = self.trainer.fit_loop.epoch_loop
         micro_batches = self.start_step * self.trainer.accumulate_grad_batches
@@ -253,7 +274,7 @@ class ImageClassifier(pl.LightningModule):
             group["lr"] = rate * group.get("lr_scale", 1.0)
         # Dropout draws from (seed, step, rank), so a resumed step draws what it would have drawn.
         part = batch_idx % self.trainer.accumulate_grad_batches  # the number itself starts anew in a resumed process
-        _seed_generators(int(hash_words(_DROPOUT, self.seed, step, part, rank)[0] >> 1), self.device)
+        _seed_generators(hash_word(_DROPOUT, self.seed, step, part, rank) >> 1, self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         logits = self._logits(batch["image"])
@@ -269,8 +290,11 @@ class ImageClassifier(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(self.val_accuracy, batch)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(self.test_accuracy, batch)
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        if (opened := self.images.set_of_loader(dataloader_idx)) is None:
+            self._evaluate(self.test_accuracy, batch)
+        else:
+            self.set_scores.update(opened, self._logits(batch["image"]), batch["weight"], batch_idx, self.trainer)
 
     def _evaluate(self, accuracy: ExactAccuracy, batch: Batch) -> None:
         logits = self._logits(batch["image"])
@@ -284,8 +308,9 @@ class ImageClassifier(pl.LightningModule):
         self._close_evaluation("val", self.val_accuracy, len(self.images.val_ids))
 
     def on_test_epoch_end(self) -> None:
-        test_index = self.images.test_index
-        self._close_evaluation("test", self.test_accuracy, len(test_index) if test_index is not None else 0)
+        if self.images.test_index is not None:
+            self._close_evaluation("test", self.test_accuracy, len(self.images.test_index))
+        self.set_scores.close(self.trainer.global_step, self.images.image_size)
 
     def _close_evaluation(self, split: str, accuracy: ExactAccuracy, num_images: int) -> None:
         self.results[split] = {**accuracy.compute(), "step": self.trainer.global_step}

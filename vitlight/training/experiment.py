@@ -18,6 +18,7 @@ from vitlight.data.mixing import Mixing
 from vitlight.errors import InputError, did_you_mean
 from vitlight.training.classifier import ImageClassifier
 from vitlight.training.ema import check_average
+from vitlight.training.found_run import run_of
 from vitlight.training.losses import check_loss
 from vitlight.training.optim import Optimizer
 from vitlight.training.pretrained import check_weights_settings
@@ -178,9 +179,10 @@ def _parsers() -> tuple[Any, Any, Any]:
     maker = ExperimentCLI.__new__(ExperimentCLI)
     maker.trainer_class, maker.trainer_defaults, maker.seed_everything_default = pl.Trainer, {}, 0
     maker.parser_class, maker.auto_configure_optimizers = LightningArgumentParser, False
-    kwargs = {"exit_on_error": False, "prog": "vitlight"}
+    # An abbreviation would be another name for a setting: half a misspelt one, and unknown when the next is added.
+    kwargs = {"exit_on_error": False, "allow_abbrev": False}
     LightningCLI.setup_parser(
-        maker, True, dict(kwargs), {name: {"exit_on_error": False} for name in maker.subcommands()}
+        maker, True, {**kwargs, "prog": "vitlight"}, {name: dict(kwargs) for name in maker.subcommands()}
     )
     return maker.parser, maker._subcommand_parsers, maker._subcommand_method_arguments
 
@@ -199,15 +201,15 @@ def make_parsers() -> None:
 
 
 def _with_recorded_config(args: list[str]) -> list[str]:
-    """`validate` and `test` of a run's checkpoint need no --config: the run's experiment.yaml is read."""
+    """`validate` and `test` of a run, or a run's checkpoint, need no --config: the run's experiment.yaml is read."""
     if not args or args[0] == "fit" or any(arg.split("=")[0] in ("--config", "-c") for arg in args):
         return args
     for position, arg in enumerate(args):
         if arg.startswith("--ckpt_path"):
             path = arg.partition("=")[2] or (args[position + 1] if position + 1 < len(args) else "")
-            recorded = Path(path).parent.parent / "experiment.yaml"
-            if recorded.is_file():
-                return [args[0], "--config", str(recorded), *args[1:]]
+            run = run_of(Path(path))
+            if run is not None:
+                return [args[0], "--config", str(run / "experiment.yaml"), *args[1:]]
     return args
 
 

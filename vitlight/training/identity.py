@@ -11,7 +11,8 @@ __all__ = ["lineage_id", "run_id", "trunk_id"]
 # The settings of the trainer that take part in the result; devices, loggers and the like do not.
 _TRAINER_IDENTITY = ("precision", "gradient_clip_val", "gradient_clip_algorithm", "sync_batchnorm")
 _DATA_NOT_IDENTITY = (
-    *("train", "test", "index_dir", "cache_dir", "cache_gib", "num_workers", "eval_batch_size", "max_skipped_samples"),
+    *("train", "test", "evaluation_sets", "index_dir", "cache_dir", "cache_gib", "num_workers", "shared_loader"),
+    *("eval_batch_size", "max_skipped_samples"),
 )
 # How the same mathematics is computed: at most the rounding differs, as it does between devices.
 _MODEL_NOT_IDENTITY = ("compile", "memory_format", "activation_checkpointing")

@@ -91,7 +91,7 @@ class Ledger:
 def verdict(
     shares: Mapping[str, float],
     mfu: float | None,
-    num_workers: int,
+    num_workers: int | None,
     settings: RunSettings,
     num_cores: int,
     hints: Sequence[str] = (),
@@ -99,7 +99,8 @@ def verdict(
     """What limits a run, with the shares that say so and what to set, in one line.
 
     The largest of the waits limits where it takes a tenth of the time or more; else the run is compute-bound. num_workers,
-    num_cores: of one rank. hints: what could make a compute-bound step faster.
+    num_cores: of one rank, which with a shared loader has no workers of its own (None). hints: what could make a
+    compute-bound step faster.
     """
     waits = {name: share for name, share in shares.items() if name != "step"}
     worst = max(waits, key=lambda name: waits[name])
@@ -108,7 +109,9 @@ def verdict(
         hint = "; ".join(hints)
     elif worst == "data_wait":
         head = "input-bound"
-        if num_workers < num_cores:
+        if num_workers is None:
+            hint = "the loader is shared: the slowest of its cells or --share-loader-workers limits"
+        elif num_workers < num_cores:
             hint = f"try data.num_workers={num_cores} ({num_workers} now, as many cores a rank)"
         else:
             hint = (
@@ -117,6 +120,8 @@ def verdict(
     else:
         head = {"other": "bound by the loop's own work"}.get(worst, f"waiting on {worst}")
         hint = _HINTS[worst].format(**vars(settings))
+        if worst == "evaluation" and settings.few_shot_every is not None:
+            hint += f", or raise run.few_shot_every={settings.few_shot_every}"
     named = {"step": "in steps", "data_wait": "waiting for data", "logging": "logging", "checkpoint": "in checkpoints"}
     named |= {"evaluation": "evaluating", "other": "other"}
     parts = [f"{shares[name]:.0%} {text}" for name, text in named.items() if shares[name] >= 0.005]

@@ -5,20 +5,9 @@ from torch import nn
 
 from vitlight.errors import InputError
 from vitlight.models import TimmModel
+from vitlight.models.heads import LINEAR, classifier_layers
 
 __all__ = ["LINEAR", "classifier_layers", "layer_depths", "set_head_bias"]
-
-LINEAR = (nn.Linear, nn.modules.conv._ConvNd)
-
-
-def classifier_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers of a model of `build_model` that give the logits: one, or several where timm's model has several heads."""
-    if not isinstance(model, TimmModel):
-        return [model.get_submodule("head")]
-    found = model.network.get_classifier()  # type: ignore[operator]
-    heads = found if isinstance(found, (tuple, list)) else [found]
-    linear = [[layer for layer in head.modules() if isinstance(layer, LINEAR)] for head in heads]
-    return [layers[-1] for layers in linear if layers]  # some heads have a hidden layer
 
 
 @torch.no_grad()

@@ -2,19 +2,22 @@
 
 import functools
 import hashlib
+import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
+from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from vitlight.data.sources import shown
 from vitlight.errors import InputError
 from vitlight.models.checkpoint_folder import is_checkpoint_folder
 from vitlight.models.hub import fetch_weights, is_remote
+from vitlight.models.layouts.resize import Grids, can_be_resized, resize
 from vitlight.models.weights import load_weights
 
-__all__ = ["check_weights_settings", "load_pretrained", "locate_weights", "weights_digest"]
+__all__ = ["check_weights_settings", "load_pretrained", "locate_weights", "resize_to_fit", "weights_digest"]
 
 
 def check_weights_settings(
@@ -37,12 +40,19 @@ def check_weights_settings(
 
 
 def locate_weights(source: str) -> Path:
-    """The file of `model.weights`, fetched first where that names a hub or a URL. InputError where there is none."""
+    """The file of `model.weights`, fetched first where that names a hub or a URL; of a run directory its best checkpoint, or
+    its newest. InputError where there is none."""
     if is_remote(source):
         return fetch_weights(source)
     path = Path(source).expanduser()
+    if (path / "experiment.yaml").is_file():
+        from vitlight.training.found_run import find_checkpoint  # which asks this module for digests
+
+        return find_checkpoint(path)
     if not path.is_file() and not is_checkpoint_folder(path):
-        raise InputError(f"model.weights={source} is not a file; give a file of weights, a URL or hf-hub:ORG/NAME")
+        raise InputError(
+            f"model.weights={source} is not a file; give a file of weights, a run directory, a URL or hf-hub:ORG/NAME"
+        )
     return path
 
 
@@ -75,6 +85,31 @@ def load_pretrained(
     fresh = ", fresh head" if head == "fresh" else ""
     ignored = f", {len(report.ignored)} tensors ignored" if report.ignored else ""
     return f"{shown(source)}: {report.num_tensors} tensors in {report.layout}'s layout{resized}{fresh}{ignored}"
+
+
+def resize_to_fit(model: nn.Module, state: dict[str, Any], prefix: str) -> None:
+    """Bring position embeddings and relative biases in `state`, whose names begin with `prefix`, to the model's resolution,
+    and say so in a line.
+
+    InputError where another tensor has another shape than in the model.
+    """
+    resized: dict[str, Grids] = {}
+    for name, live in model.state_dict().items():
+        saved = state.get(prefix + name)
+        if saved is None or saved.shape == live.shape:
+            continue
+        if not can_be_resized(name):
+            raise InputError(
+                f"--ckpt_path: {name} is {tuple(saved.shape)} in the checkpoint and {tuple(live.shape)} in the model; "
+                f"model.arch, its options and data.num_classes must be those of the checkpoint's run"
+            )
+        state[prefix + name], resized[name] = resize(name, saved, live.shape)
+    if resized and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        (name, (before, after)), more = next(iter(resized.items())), len(resized) - 1
+        others = f", and {more} more tensors" if more else ""
+        print(
+            f"checkpoint: {name} resized from {before[0]}x{before[1]} to {after[0]}x{after[1]}{others}", file=sys.stderr
+        )
 
 
 def weights_digest(source: str, expected: str | None, runs: Path) -> str:

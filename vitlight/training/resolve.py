@@ -26,7 +26,7 @@ _SEED = "--seed_everything="
 # Settings of the data that change neither which images are trained on nor how many there are.
 _NOT_THE_SET = (
     *("seed", "augmentation", "mixing", "mean", "std", "eval_crop", "eval_batch_size", "num_workers"),
-    *("max_skipped_samples", "image_size", "channels", "cache_gib"),
+    *("max_skipped_samples", "image_size", "channels", "cache_gib", "evaluation_sets", "shared_loader"),
 )
 
 

@@ -10,6 +10,7 @@ from vitlight.data.datamodule import ShardedImages
 from vitlight.training.callbacks import Record
 from vitlight.training.classifier import ImageClassifier, axes_at
 from vitlight.training.experiment import ExperimentCLI
+from vitlight.training.frozen_features import last_few_shot
 from vitlight.training.origin import own_share
 from vitlight.training.record import RunDirectory, code_commit, package_versions
 from vitlight.training.resolve import ResolvedRun
@@ -74,11 +75,15 @@ def build_result(
         "wall_seconds": record.wall_seconds,
         "device_seconds": record.device_seconds,
         "images_per_second": axes["data/samples_seen"] / seconds if seconds else None,
-        **record.performance_summary(trainer, model, data.num_workers, settings.model.compile),
+        **record.performance_summary(
+            trainer, model, data.num_workers if data.shared_loader is None else None, settings.model.compile
+        ),
         "eval_split": "test" if "test" in results else "val" if "val" in results else None,
         "num_eval_samples": final.get("num_images"),
         **{name: final.get(name) for name in ("top1", "top5", "loss", "top1_count")},
+        "mean_class_top1": None if data.is_multi_label else final.get("mean_class_top1"),
         **{f"val_{name}": val.get(name) for name in ("top1", "top5", "loss")},
+        **(last_few_shot(attempt.run, trainer.global_step) if attempt.settings.few_shot_every is not None else {}),
         "weights_digest": settings.model.weights_digest,
         "lr": settings.model.optimizer.lr,
         "weight_decay": settings.model.optimizer.weight_decay,

@@ -2,24 +2,27 @@
 
 import json
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 from lightning.fabric.utilities.seed import seed_everything
 
 from vitlight.data.datamodule import ShardedImages
 from vitlight.errors import InputError
-from vitlight.models.checkpoint_folder import is_checkpoint_folder
 from vitlight.training.allocator import keep_freed_memory
 from vitlight.training.callbacks import Record
 from vitlight.training.checkpoint import newest_checkpoint, remove_leftovers, write_atomically
 from vitlight.training.checkpoint_io import NotSaved
 from vitlight.training.checkpoints import Checkpoints
 from vitlight.training.divergence import Diverged, Divergence, set_aside
+from vitlight.training.early_end import EarlyEnd, EndedEarly
 from vitlight.training.ema import WeightAverage
 from vitlight.training.experiment import ExperimentCLI
+from vitlight.training.found_run import find_checkpoint
+from vitlight.training.frozen_features import FrozenFeatures
 from vitlight.training.origin import LeavesTrunk, begin, read_origin
 from vitlight.training.pretrained import locate_weights
 from vitlight.training.record import RunDirectory
@@ -30,9 +33,11 @@ from vitlight.training.run_settings import RunSettings
 from vitlight.training.signals import StopSignals
 from vitlight.training.skipped import SkippedSamples
 from vitlight.training.start import agree_on_start
+from vitlight.training.stop_file import StopFile
 from vitlight.training.stopping import StopAtBoundary, Stopped, is_launched_by_lightning, let_no_other_handle_signals
 from vitlight.training.trainer import build_fit_trainer, build_trainer, show_on_wandb
-from vitlight.training.wandb import is_rank_zero
+from vitlight.training.wandb import is_new_to_agent, is_rank_zero
+from vitlight.training.wandb_run import conclude
 
 __all__ = ["DIVERGED", "evaluate", "fit"]
 
@@ -46,8 +51,10 @@ def fit(cli: ExperimentCLI, stop: StopSignals) -> int:
     resolved = resolve(cli, data)
     run = RunDirectory(resolved.run_dir)
     earlier = run.read_result()
-    if earlier is not None and earlier["status"] in ("done", "diverged"):
+    if earlier is not None and earlier["status"] in ("done", "diverged", "stopped"):
         print(f"{run.path}: {earlier['status']} already, nothing to do. {describe(earlier)}")
+        if is_new_to_agent(run) and (projection := show_on_wandb(cli, resolved, run, cli.build_run_settings())):
+            conclude(projection, earlier)
         return DIVERGED if earlier["status"] == "diverged" else 0
     settings = cli.build_run_settings()
     stop.listen_to(settings.stop_signals, settings.rank_timeout_seconds)
@@ -58,6 +65,7 @@ def fit(cli: ExperimentCLI, stop: StopSignals) -> int:
     run.create()
     with run.claimed(settings.claim_wait_seconds) if is_rank_zero() else nullcontext():
         if is_rank_zero():
+            StopFile(run.path).withdraw()
             remove_leftovers(run.checkpoints)
             write_atomically(run.experiment_path, cli.dump())
             if not read_rollbacks(run):
@@ -103,16 +111,27 @@ class _Fit:
         also_at = frozenset(one.trunk.last_step for one in leaving)
         on_saved = leaving[0].saved if leaving else None
         self.checkpoints = Checkpoints(run, settings, evaluate_every, also_at, on_saved, self.record.ledger)
+        average = WeightAverage(model.ema_decay, model.ema_warmup) if model.ema_decay is not None else None
         callbacks = [
-            *([WeightAverage(model.ema_decay, model.ema_warmup)] if model.ema_decay is not None else []),
+            *([average] if average is not None else []),
             SkippedSamples(run, data.max_skipped_samples),
             self.record,
             Divergence(self.record, settings.log_every_steps),
+            EarlyEnd(run, settings.log_every_steps),
             *leaving,
+            *([FrozenFeatures(data, settings, self.record, average)] if settings.few_shot_every is not None else []),
+            *self._inside_views(average),
             self.checkpoints,
-            StopAtBoundary(stop, self.checkpoints, evaluate_every, settings.rank_timeout_seconds),
+            StopAtBoundary(stop, StopFile(run.path), self.checkpoints, evaluate_every, settings.rank_timeout_seconds),
         ]
         self.trainer = build_fit_trainer(cli, resolved, run, callbacks, evaluate_every)
+
+    def _inside_views(self, average: WeightAverage | None) -> list[pl.Callback]:
+        if self.settings.inspect_every is None:
+            return []
+        from vitlight.training.insight import InsideViews  # pandas and matplotlib take a second
+
+        return [InsideViews(self.settings, self.record, average)]
 
     def go(self) -> int | None:
         """The exit code; None where the run diverged and was set back to an earlier step, for another attempt."""
@@ -129,6 +148,8 @@ class _Fit:
             self.checkpoints.wait()
         except Diverged as error:
             return self._diverged(error)
+        except EndedEarly as error:
+            return self._ended_early(str(error))
         except Stopped as stopped:
             return self._stopped(stopped)
         except NotSaved as error:
@@ -155,7 +176,8 @@ class _Fit:
             raise RuntimeError(reason) from error
         result = self._finish("done", None)
         if trainer.is_global_zero:
-            print(f"{self.run.path}: done. {describe(result)}\n{result['verdict']}")
+            print("\n".join([f"{self.run.path}: done. {describe(result)}", *self.model.set_scores.describe()]))
+            print(result["verdict"])
         return 0
 
     def _leaves_trunk(self) -> list[LeavesTrunk]:
@@ -181,8 +203,10 @@ class _Fit:
         if len(data.val_ids) and model.results.get("val", {}).get("step") != self.resolved.steps:
             trainer.validate(model, datamodule=data, ckpt_path=path, verbose=False, weights_only=True)
             path = None
-        if data.test_index is not None:
+        if data.is_tested:
             trainer.test(model, datamodule=data, ckpt_path=path, verbose=False, weights_only=True)
+            if trainer.is_global_zero:
+                model.set_scores.keep(self.run.path)
 
     def _diverged(self, error: Diverged) -> int | None:
         """End the run as diverged; or set it back, once and where that is asked for, and return None."""
@@ -205,6 +229,17 @@ class _Fit:
             return None
         return 0 if is_launched_by_lightning(trainer) else DIVERGED
 
+    def _ended_early(self, reason: str) -> int:
+        """Somebody has asked for it: the result says so, and has no metrics."""
+        with suppress(NotSaved):
+            self.checkpoints.wait()
+        if self.trainer.is_global_zero:
+            where = f"at step {self.trainer.global_step} of {self.resolved.steps}"
+            print(f"vitlight: {self.run.path} ended early, {where}: {reason}", file=sys.stderr)
+        self._finish("stopped", reason)
+        self.trainer.strategy.barrier("ended early")
+        return 0
+
     def _stopped(self, stopped: Stopped, saved: bool = True) -> int:
         """Say so, close the loggers, and give the exit code."""
         if self.trainer.is_global_zero:
@@ -226,15 +261,18 @@ class _Fit:
         result = build_result(self, status, reason, last_good_checkpoint)
         if self.trainer.is_global_zero:
             self.run.write_result(result)
-        self.record.close(self.trainer, {name: result[name] for name in SUMMARY}, 0 if status == "done" else 1)
+        self.record.close(
+            self.trainer, {name: result[name] for name in SUMMARY}, 0 if status in ("done", "stopped") else 1
+        )
         return result
 
 
 def evaluate(cli: ExperimentCLI) -> int:
-    """`validate` or `test` of one checkpoint: prints the exact counts as one JSON line."""
-    data, checkpoint = cli.build_data(), cli.settings.ckpt_path
-    if checkpoint is None or not (Path(checkpoint).is_file() or is_checkpoint_folder(Path(checkpoint))):
-        raise InputError(f"--ckpt_path={checkpoint} is not a checkpoint; name one of runs/NAME/RUN_ID/checkpoints/")
+    """`validate` or `test` of one checkpoint: prints the exact counts as one JSON line, and one for each evaluation set,
+    which the checkpoint's run keeps, too."""
+    if cli.settings.ckpt_path is None:
+        raise InputError("--ckpt_path is not given; name a run, runs/NAME/RUN_ID, or one of its checkpoints")
+    data, checkpoint = cli.build_data(), find_checkpoint(Path(cli.settings.ckpt_path))
     data.prepare()
     split = "val" if cli.subcommand == "validate" else "test"
     if split == "val" and not len(data.val_ids):
@@ -243,10 +281,14 @@ def evaluate(cli: ExperimentCLI) -> int:
     arguments = {**cli.build_trainer_settings(), "logger": False, "callbacks": []}
     arguments["enable_progress_bar"] = bool(arguments.get("enable_progress_bar"))
     trainer = build_trainer(
-        **arguments, enable_checkpointing=False, use_distributed_sampler=False, default_root_dir=Path(checkpoint).parent
+        **arguments, enable_checkpointing=False, use_distributed_sampler=False, default_root_dir=checkpoint.parent
     )
     run = trainer.validate if split == "val" else trainer.test
     run(model, datamodule=data, ckpt_path=checkpoint, verbose=False, weights_only=True)
     if trainer.is_global_zero:
-        print(json.dumps({"split": split, "checkpoint": str(checkpoint), **model.results[split]}))
+        for result in [*({"split": split, **counts} for counts in model.results.values()), *model.set_scores.results]:
+            print(json.dumps({"checkpoint": str(checkpoint), **result}))
+        evaluated = RunDirectory(checkpoint.absolute().parent.parent)
+        if evaluated.experiment_path.is_file():
+            model.set_scores.keep(evaluated.path)
     return 0

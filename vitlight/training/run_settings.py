@@ -41,6 +41,15 @@ class RunSettings:
         wandb_project: Its project. The group there is `name`, the job type `fit`.
         wandb_finish_seconds: How long the end of a run waits for it, and for `trainer.logger`, to take the last rows.
         tags: Tags of the run there, beside its architecture and family.
+        few_shot_every: Images seen between measurements of few-shot accuracy on `val`: a linear classifier in closed form on
+            the features of a few training images a class (`few_shot/10_shot`); the last one at the end. Null: none.
+        few_shot_shots: Those numbers of images a class.
+        few_shot_seeds: Subsets of each number, over which the mean is taken.
+        few_shot_l2: Penalty of those classifiers. Of narrow networks a smaller one, such as 1, tells more.
+        inspect_every: Images seen between looks inside the network, as `vitlight inspect` takes them: pages and figures in
+            the run's `insight/`, and curves of attention distance, entropy and receptive field; the last one at the end.
+            Null: none.
+        inspect_images: How many held-out images it looks at.
         peak_flops: Dense peak FLOP/s of one device in the run's precision, for `perf/mfu`; null: from a table of GPUs.
     """
 
@@ -64,6 +73,12 @@ class RunSettings:
     wandb_project: str = "vitlight"
     wandb_finish_seconds: float = 30.0
     tags: list[str] = field(default_factory=list)
+    few_shot_every: int | None = None
+    few_shot_shots: list[int] = field(default_factory=lambda: [10])
+    few_shot_seeds: int = 3
+    few_shot_l2: float = 1024.0
+    inspect_every: int | None = None
+    inspect_images: int = 32
     peak_flops: float | None = None
 
     def __post_init__(self) -> None:
@@ -81,9 +96,33 @@ class RunSettings:
             raise InputError(f"run.claim_wait_seconds={self.claim_wait_seconds} is not from 0 to 86400 (a day)")
         if not 0 <= self.wandb_finish_seconds <= 86_400:
             raise InputError(f"run.wandb_finish_seconds={self.wandb_finish_seconds} is not from 0 to 86400 (a day)")
+        self._check_few_shot()
+        self._check_inspect()
         if self.peak_flops is not None and not 0 < self.peak_flops < math.inf:
             raise InputError(f"run.peak_flops={self.peak_flops} is not above 0; null takes it from a table of GPUs")
         if self.extend is not None and Path(self.extend).name != self.extend:
             raise InputError(f"run.extend={self.extend!r} is not a run id, a folder's name beside the run's own")
         if not self.name or self.name.startswith((".", "/")) or ".." in Path(self.name).parts:
             raise InputError(f"run.name={self.name!r} is not a plain folder name")
+
+    def _check_inspect(self) -> None:
+        if self.inspect_every is None and self.inspect_images != 32:
+            raise InputError(f"run.inspect_images={self.inspect_images} means nothing without run.inspect_every")
+        for name in ("inspect_every", "inspect_images"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise InputError(f"run.{name}={value} is not at least 1 image")
+
+    def _check_few_shot(self) -> None:
+        if self.few_shot_every is None:
+            if (self.few_shot_shots, self.few_shot_seeds, self.few_shot_l2) != ([10], 3, 1024.0):
+                raise InputError("run.few_shot_shots, _seeds and _l2 mean nothing without run.few_shot_every")
+            return
+        if self.few_shot_every < 1:
+            raise InputError(f"run.few_shot_every={self.few_shot_every} is not at least 1 image")
+        if self.few_shot_seeds < 1:
+            raise InputError(f"run.few_shot_seeds={self.few_shot_seeds} is not at least 1")
+        if not 0.0 < self.few_shot_l2 < math.inf:
+            raise InputError(f"run.few_shot_l2={self.few_shot_l2} is not above 0")
+        shots = self.few_shot_shots
+        if not shots or min(shots) < 1 or len(set(shots)) < len(shots):
+            raise InputError(f"run.few_shot_shots={shots} is not a list of different numbers of at least 1")

@@ -1,4 +1,4 @@
-"""Where a run stops when a signal asks for it: between two steps, all ranks at the same one, with a checkpoint."""
+"""Where a run stops when a signal or a file asks for it: between two steps, all ranks at the same one, with a checkpoint."""
 
 from datetime import timedelta
 from typing import Any
@@ -13,12 +13,13 @@ from vitlight.training.callbacks import is_step_end
 from vitlight.training.checkpoints import Checkpoints
 from vitlight.training.classifier import ImageClassifier
 from vitlight.training.signals import INTERRUPTED, REQUEUE, StopSignals
+from vitlight.training.stop_file import StopFile
 
 __all__ = ["StopAtBoundary", "Stopped", "is_launched_by_lightning", "let_no_other_handle_signals"]
 
 
 class Stopped(Exception):
-    """The run has been stopped by a signal at `step` and can go on from there; exit_code says how the process ends."""
+    """The run was asked to stop, has stopped at `step`, and can go on from there; exit_code says how the process ends."""
 
     def __init__(self, step: int, exit_code: int) -> None:
         super().__init__(f"stopped at step {step}")
@@ -69,17 +70,23 @@ class Agreement:
 
 
 class StopAtBoundary(pl.Callback):
-    """Ends training and evaluation with Stopped at the next boundary after a signal, when a checkpoint of that step is on
-    disk. An evaluation that is due or under way is left to the resumed run, which makes it before it goes on.
+    """Ends training and evaluation with Stopped at the next boundary after a signal, or after the first rank has found the
+    stop file, which counts as SIGTERM, when a checkpoint of that step is on disk. An evaluation that is due or under way is
+    left to the resumed run, which makes it before it goes on.
 
     Stands last: what other callbacks do at the boundary is then part of the checkpoint. evaluate_every_steps: None for no
     evaluation while training. timeout_seconds: how long ranks wait for each other.
     """
 
     def __init__(
-        self, stop: StopSignals, checkpoints: Checkpoints, evaluate_every_steps: int | None, timeout_seconds: float
+        self,
+        stop: StopSignals,
+        stop_file: StopFile,
+        checkpoints: Checkpoints,
+        evaluate_every_steps: int | None,
+        timeout_seconds: float,
     ) -> None:
-        self.stop, self.checkpoints = stop, checkpoints
+        self.stop, self.stop_file, self.checkpoints = stop, stop_file, checkpoints
         self.evaluate_every_steps, self.timeout = evaluate_every_steps, timedelta(seconds=timeout_seconds)
         self.evaluation_due = False
         self._agreement: Agreement | None = None
@@ -102,13 +109,16 @@ class StopAtBoundary(pl.Callback):
         """Before the first step or batch, where waiting for the other ranks costs nothing."""
         assert self._agreement is not None
         self.stop.defer()
-        self._agreement.exchange(self.stop.urgency)
+        self._agreement.exchange(self._urgency(trainer))
         if urgency := self._agreement.settle():
             self._leave(trainer, urgency)
 
-    def _asked(self) -> int:
+    def _urgency(self, trainer: pl.Trainer) -> int:
+        return 2 if trainer.is_global_zero and self.stop_file.is_there() else self.stop.urgency
+
+    def _asked(self, trainer: pl.Trainer) -> int:
         assert self._agreement is not None
-        return self._agreement.exchange(self.stop.urgency)
+        return self._agreement.exchange(self._urgency(trainer))
 
     def _leave(self, trainer: pl.Trainer, urgency: int) -> None:
         self.stop.answered()
@@ -130,7 +140,7 @@ class StopAtBoundary(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, ImageClassifier)
-        if is_step_end(trainer, batch_idx) and (urgency := self._asked()):
+        if is_step_end(trainer, batch_idx) and (urgency := self._asked(trainer)):
             self.stop.answered()
             step, every = trainer.global_step, self.evaluate_every_steps
             self.evaluation_due = every is not None and step % every == 0 and step != pl_module.horizon_steps
@@ -154,7 +164,7 @@ class StopAtBoundary(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         assert isinstance(pl_module, ImageClassifier)
-        if urgency := self._asked():
+        if urgency := self._asked(trainer):
             self.stop.answered()
             if trainer.state.fn == "fit" and trainer.global_step != pl_module.horizon_steps:
                 self.evaluation_due = True
@@ -170,5 +180,5 @@ class StopAtBoundary(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if urgency := self._asked():
+        if urgency := self._asked(trainer):
             self._leave(trainer, urgency)

@@ -9,9 +9,7 @@ import yaml
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from vitlight.data.sources import is_remote, shown
 from vitlight.errors import InputError
-from vitlight.models import arch_family
 from vitlight.training.background_logger import BackgroundLogger
 from vitlight.training.batch_norm import SharedBatchNorm
 from vitlight.training.checkpoint_io import CheckpointReader
@@ -21,18 +19,10 @@ from vitlight.training.resolve import ResolvedRun
 from vitlight.training.run_settings import RunSettings
 from vitlight.training.sharded import ShardedStrategy
 from vitlight.training.strategy import choose_strategy, launched_world
-from vitlight.training.wandb import WandbProjection, start_wandb
+from vitlight.training.wandb import WandbProjection
+from vitlight.training.wandb_run import FACTS, show_run
 
 __all__ = ["build_fit_trainer", "build_trainer", "show_on_wandb"]
-
-
-def _without_secrets(value: Any) -> Any:
-    """Settings as others may see them: URLs of shards may hold passwords or signatures, commands anything."""
-    if isinstance(value, dict):
-        return {_without_secrets(name): _without_secrets(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [_without_secrets(each) for each in value]
-    return shown(value) if isinstance(value, str) and is_remote(value) else value
 
 
 def build_trainer(**arguments: Any) -> pl.Trainer:
@@ -55,23 +45,8 @@ def show_on_wandb(
     """The run on Weights & Biases, as the settings ask for it; None on other ranks and where it is turned off."""
     if not settings.wandb:
         return None
-    config = _without_secrets(yaml.safe_load(cli.dump()))
-    config.update(
-        arch=resolved.arch,
-        params=resolved.params,
-        forward_macs=resolved.forward_macs,
-        num_train_samples=resolved.num_train_samples,
-    )
-    return start_wandb(
-        run,
-        resolved.run_id,
-        name=f"{resolved.arch} {resolved.num_train_samples} s{resolved.seed}",
-        group=settings.name,
-        tags=[arch_family(resolved.arch), resolved.arch, *settings.tags],
-        project=settings.wandb_project,
-        config=config,
-        finish_seconds=settings.wandb_finish_seconds,
-    )
+    facts = {name: getattr(resolved, name) for name in FACTS}
+    return show_run(run, resolved.run_id, yaml.safe_load(cli.dump()), facts, settings.wandb_finish_seconds)
 
 
 def build_fit_trainer(

@@ -20,14 +20,16 @@ from urllib.parse import urlparse
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from vitlight.errors import InputError
 from vitlight.training.checkpoint import write_atomically
 from vitlight.training.record import RunDirectory
 from vitlight.training.spare import Helper, start_helper
 from vitlight.training.wandb_process import children_of
 
-__all__ = ["WandbProjection", "is_offline", "is_rank_zero", "replay", "start_wandb"]
+__all__ = ["WandbProjection", "is_new_to_agent", "is_offline", "is_rank_zero", "start_wandb"]
 
+# What `wandb agent` sets for a run that it starts: which of the sweep's runs it is, and where that sweep is.
+_AGENT_RUN = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH")
+_AGENT_PLACE = ("WANDB_ENTITY", "WANDB_PROJECT")
 _GRACE_SECONDS = 2.0  # for the process to end by itself when its time is over
 _QUIET_SECONDS = 3.0  # of waiting at the end, before it is said
 
@@ -62,15 +64,16 @@ class WandbProjection:
 
     def __init__(self, run: RunDirectory, settings: Mapping[str, Any]) -> None:
         self.run, self.finish_seconds = run, float(settings["finish_seconds"])
-        self._answer, self._num_rows, self._gave_up, self._warned, self._ended = b"", None, False, False, False
+        self.num_rows: int | None = None  # that W&B took, once it has ended
+        self.url: str | None = None  # of the run's page, once the server has it
+        self.problem: str | None = None  # why W&B lacks rows
+        self._answer, self._gave_up, self._ended = b"", False, False
         self._process: Helper | None = None
-        folder = run.path / "wandb"
+        path = _settings_path(run)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / "projection.json", json.dumps(settings, default=str))
-            self._process = start_helper(
-                "vitlight.training.wandb_process", str(folder / "projection.json"), folder / "projection.log"
-            )
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, json.dumps(settings, default=str))
+            self._process = start_helper("vitlight.training.wandb_process", str(path), path.with_name("projection.log"))
         except OSError as error:
             self._warn(str(error))
             return
@@ -93,7 +96,8 @@ class WandbProjection:
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.close()
         if not self._wait(min(_QUIET_SECONDS, self.finish_seconds)):
-            print(f"waiting up to {self.finish_seconds:.0f} s for W&B (run.wandb_finish_seconds)", file=sys.stderr)
+            if self.finish_seconds > _QUIET_SECONDS:
+                print(f"waiting up to {self.finish_seconds:.0f} s for W&B (run.wandb_finish_seconds)", file=sys.stderr)
             if not self._wait(max(0.0, self.finish_seconds - _QUIET_SECONDS) + _GRACE_SECONDS):
                 for pid in (*children_of(self._process.pid), self._process.pid):
                     with contextlib.suppress(ProcessLookupError):
@@ -102,9 +106,9 @@ class WandbProjection:
         self._listen()
         self._process.stdout.close()
         total = len(self.run.rows())
-        if self._num_rows != total or self._gave_up:
+        if self.num_rows != total or self._gave_up:
             self._warn(
-                f"it took {self._num_rows or 0} of {total} rows within {self.finish_seconds:.0f} s of the end, "
+                f"it took {self.num_rows or 0} of {total} rows within {self.finish_seconds:.0f} s of the end, "
                 f"and may not have kept all of them"
             )
 
@@ -133,15 +137,20 @@ class WandbProjection:
         *lines, self._answer = self._answer.split(b"\n")
         for line in lines:
             message = json.loads(line)
-            self._num_rows = message.get("rows", self._num_rows)
+            self.num_rows = message.get("rows", self.num_rows)
             self._gave_up = message.get("gave_up", self._gave_up)
+            if "url" in message:
+                self.url = message["url"]
+                with contextlib.suppress(OSError):  # the report links to it; a run needs none
+                    write_atomically(_settings_path(self.run).with_name("url"), f"{self.url}\n")
+                print(f"W&B: {self.url}", file=sys.stderr)
             if "error" in message:
                 self._warn(message["error"])
 
     def _warn(self, reason: str) -> None:
-        if not self._warned:
+        if self.problem is None:
+            self.problem = reason
             rank_zero_warn(f"W&B lacks rows of this run, {self.run.metrics_path} has them all: {reason}")
-        self._warned = True
 
 
 def _known(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,45 +166,67 @@ def start_wandb(
     project: str,
     config: Mapping[str, Any],
     finish_seconds: float,
+    anew: bool = False,
 ) -> WandbProjection | None:
     """Continues the W&B run of the same id; None on other ranks and where W&B is turned off.
 
-    `val/*` and `test/*` are plotted against training FLOPs, everything else against samples seen.
+    A run that `wandb agent` has started is the agent's run on W&B, under its id and in its sweep, and stays it when it is
+    resumed without the agent. anew: it gets a new id on W&B, outside of any sweep. `val/*` and `test/*` are plotted against
+    training FLOPs, everything else against samples seen.
     """
     if not is_rank_zero() or os.environ.get("WANDB_MODE") == "disabled":
         return None
-    offline = is_offline()
+    offline, earlier = is_offline(), _earlier_settings(run)
+    agent = _agent_variables() or earlier["agent"]
+    shown_id = agent.get("WANDB_RUN_ID") or earlier["init"].get("id", run_id)
+    if anew:
+        shown_id = f"{run_id}-{int(time.time()):x}"
+        agent = {variable: agent[variable] for variable in _AGENT_PLACE if variable in agent}
     init = {
-        "id": run_id,
-        "name": name,
-        "group": group,
-        "job_type": "fit",
-        "tags": list(tags),
-        "project": os.environ.get("WANDB_PROJECT", project),
+        "id": shown_id,
+        "name": os.environ.get("WANDB_NAME", name),
+        "group": os.environ.get("WANDB_RUN_GROUP", group),
+        "job_type": os.environ.get("WANDB_JOB_TYPE", "fit"),
+        "tags": [*tags, *filter(None, os.environ.get("WANDB_TAGS", "").split(","))],
+        "project": agent.get("WANDB_PROJECT", os.environ.get("WANDB_PROJECT", project)),
         "dir": str(run.path.resolve()),
         "config": dict(config),
         "mode": "offline" if offline else None,
-        "resume": None if offline else "allow",
+        "resume": None if offline or anew else "allow",
     }
-    metrics_path = str(run.metrics_path.resolve())
-    settings = {"init": init, "metrics_path": metrics_path, "finish_seconds": finish_seconds, "pid": os.getpid()}
+    settings = {
+        "init": init,
+        "agent": agent,
+        "metrics_path": str(run.metrics_path.resolve()),
+        "finish_seconds": finish_seconds,
+        "pid": os.getpid(),
+    }
     return WandbProjection(run, settings)
 
 
-def replay(run_dir: Path, finish_seconds: float = 600.0) -> str:
-    """Show the whole record of a run, as it stands on disk, in a new W&B run; returns that one's id.
+def is_new_to_agent(run: RunDirectory) -> bool:
+    """Whether `wandb agent` asks for this run under an id that it has not been shown under."""
+    agent = _agent_variables()
+    return bool(agent) and agent["WANDB_RUN_ID"] != _earlier_settings(run)["init"].get("id")
 
-    For a run whose rows W&B lacks. It must not be in progress. InputError: there is no record, or it was never shown on W&B.
-    """
-    run, path = RunDirectory(run_dir), run_dir / "wandb" / "projection.json"
-    if not path.is_file() or not run.metrics_path.is_file():
-        raise InputError(f"{run_dir} has no metrics.jsonl and wandb/projection.json: it is no run with run.wandb=true")
-    settings = json.loads(path.read_text())
-    init, offline = settings["init"], is_offline()
-    run_id = f"{init['id'].partition('-')[0]}-{int(time.time()):x}"
-    init.update(id=run_id, mode="offline" if offline else None, resume=None)
-    settings.update(finish_seconds=finish_seconds, pid=os.getpid())
-    result = run.read_result() or {}
-    plain = {name: value for name, value in result.items() if isinstance(value, (str, int, float))}
-    WandbProjection(run, settings).finish(plain, 0 if result.get("status") == "done" else 1)
-    return run_id
+
+def _agent_variables() -> dict[str, str]:
+    """What the agent has set; empty where none has started this process."""
+    if not (os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID")):
+        return {}
+    given = {name: os.environ[name] for name in (*_AGENT_RUN, *_AGENT_PLACE) if os.environ.get(name)}
+    if "WANDB_SWEEP_PARAM_PATH" in given:
+        given["WANDB_SWEEP_PARAM_PATH"] = str(Path(given["WANDB_SWEEP_PARAM_PATH"]).absolute())
+    return given
+
+
+def _settings_path(run: RunDirectory) -> Path:
+    return run.path / "wandb" / "projection.json"
+
+
+def _earlier_settings(run: RunDirectory) -> dict[str, dict[str, str]]:
+    """How the run was last shown: what the agent had set, if one had started it, and what `wandb.init` got."""
+    try:
+        return {"agent": {}, "init": {}, **json.loads(_settings_path(run).read_text())}
+    except (OSError, ValueError):
+        return {"agent": {}, "init": {}}

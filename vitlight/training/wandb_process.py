@@ -3,8 +3,9 @@
 All that W&B does (hang, raise, wait at its end for a network that is gone) happens here, beside the run and not in it.
 SETTINGS.json holds what `wandb.init` gets, the path of metrics.jsonl, and `finish_seconds`. Standard input has one JSON
 object a line: `{"until": N}`, the record has grown to N bytes; at the end `{"finish": {"summary": {}, "exit_code": 0}}`,
-without which the run was killed. Standard output gets `{"error": TEXT}` when something first goes wrong, and at the end
-`{"rows": N}`, the rows that W&B took, with `"gave_up": true` where its time was over before it had ended.
+without which the run was killed. Standard output gets `{"url": URL}` when the server has the run, `{"error": TEXT}` when
+something first goes wrong, and at the end `{"rows": N}`, the rows that W&B took, with `"gave_up": true` where its time was
+over before it had ended.
 
 Each row goes to W&B as the step of its line number, so what a resumed run has there already is not sent again. A run that
 is offline has no server to ask: its whole record is written anew, and the folder of the earlier attempt removed.
@@ -18,10 +19,13 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 __all__ = ["children_of", "main"]
+
+_SAMPLES, _FLOPS = "data/samples_seen", "compute/train_flops"  # the axes
 
 
 def children_of(pid: int) -> list[int]:
@@ -67,6 +71,29 @@ class _Feed:
             return self.until, self.ended
 
 
+class _Said:
+    """What W&B says in place of raising: a logger, as its silent mode wants one."""
+
+    def __init__(self) -> None:
+        self._earlier: list[str] = []
+        self._hear: Callable[[str], None] = self._earlier.append
+
+    def listen(self, hear: Callable[[str], None]) -> None:
+        """Call `hear` for warnings and errors from now on, and for those there were."""
+        self._hear = hear
+        while self._earlier:
+            hear(self._earlier.pop(0))
+
+    def info(self, text: str) -> None:
+        print(text, file=sys.stderr)
+
+    def warning(self, text: str) -> None:
+        self.info(text)
+        self._hear(text.removeprefix("wandb: ").removeprefix("WARNING ").removeprefix("ERROR "))
+
+    error = warning
+
+
 class _Projection:
     """metrics.jsonl, row for row, in a W&B run."""
 
@@ -76,6 +103,8 @@ class _Projection:
         self.offset = self.line = self.num_rows = 0
         self.first_line = 0  # those before it, W&B has
         self.failed = False
+        self.said = _Said()
+        self.defined = {_SAMPLES, _FLOPS}
 
     def open(self) -> None:
         given = self.settings["init"]
@@ -85,20 +114,22 @@ class _Projection:
             try:
                 self._init(given)
                 self.first_line = self.run.starting_step
+                self.report({"url": self.run.url})
             except Exception as error:  # such as a server that refuses
                 self.complain(error, "; they are in its offline folder, for `wandb sync`")
+                _end_service()  # it still holds the run's id
                 self._open_offline({**given, "mode": "offline", "resume": None})
-        self.run.define_metric("data/samples_seen")
-        self.run.define_metric("compute/train_flops")
-        self.run.define_metric("*", step_metric="data/samples_seen")
-        for split in ("val", "test"):
-            self.run.define_metric(f"{split}/*", step_metric="compute/train_flops")
+        self.run.define_metric(_SAMPLES)
+        self.run.define_metric(_FLOPS)
 
     def _init(self, given: dict[str, Any]) -> None:
         import wandb
 
         options = wandb.Settings(silent=True, console="off", x_stats_pid=self.settings["pid"])
+        wandb.setup(options)
+        wandb.termsetup(options, self.said)  # its service gives up without an error, and only says so
         self.run = wandb.init(**given, settings=options)
+        self.said.listen(self._report_problem)
 
     def _open_offline(self, given: dict[str, Any]) -> None:
         folder = Path(given["dir"], "wandb")
@@ -116,32 +147,58 @@ class _Projection:
             file.seek(self.offset)
             block = file.read(until - self.offset)
         for line in block.splitlines(keepends=True):
+            row = json.loads(line)
+            numbers = {name: value for name, value in row.items() if "/" in name and isinstance(value, (int, float))}
+            numbers["trainer/global_step"] = row["step"]
+            figures = row.get("figures", {})
+            for name in (numbers.keys() | figures.keys()) - self.defined:
+                self._define(name)
             if self.line >= self.first_line:
-                self._log(json.loads(line))
+                self._log(numbers, figures)
             self.num_rows += 1
             self.offset += len(line)
             self.line += 1
 
-    def _log(self, row: dict[str, Any]) -> None:
-        numbers = {name: value for name, value in row.items() if "/" in name and isinstance(value, (int, float))}
+    def _define(self, name: str) -> None:
+        """Bind a metric to what it is drawn against: each by its name, as two patterns that fit are taken in any order."""
+        self.run.define_metric(name, step_metric=_FLOPS if name.startswith(("val/", "test/")) else _SAMPLES)
+        self.defined.add(name)
+
+    def _log(self, numbers: dict[str, Any], figures: dict[str, str]) -> None:
         try:
-            self.run.log({**numbers, "trainer/global_step": row["step"]}, step=self.line, commit=True)
+            self.run.log({**numbers, **self._pictures(figures)}, step=self.line, commit=True)
         except Exception as error:
             self.num_rows -= 1
             self.complain(error)
 
-    def close(self, finish: dict[str, Any]) -> None:
+    def _pictures(self, figures: dict[str, str]) -> dict[str, Any]:
+        """Of files in the run directory; one that isn't there any more is left out, and said."""
         import wandb
 
+        paths = {name: self.path.parent / file for name, file in figures.items()}
+        if missing := [path for path in paths.values() if not path.is_file()]:
+            self._report_problem(f"{missing[0]} is gone")
+        return {name: wandb.Image(str(path)) for name, path in paths.items() if path.is_file()}
+
+    def close(self, finish: dict[str, Any]) -> None:
         self.run.summary.update(finish["summary"])
         self.run.finish(exit_code=finish["exit_code"])
-        with contextlib.suppress(SystemExit):  # how it ends where its service failed
-            wandb.teardown()  # the service has written its files when it has ended, not before
+        _end_service()  # it has written its files when it has ended, not before
 
     def complain(self, error: Exception, then: str = "") -> None:
+        self._report_problem(f"{type(error).__name__}: {error}", then)
+
+    def _report_problem(self, text: str, then: str = "") -> None:
         if not self.failed:
-            self.report({"error": f"{type(error).__name__}: {error}"[:500].replace("\n", " ") + then})
+            self.report({"error": " ".join(text.split())[:500] + then})
         self.failed = True
+
+
+def _end_service() -> None:
+    import wandb
+
+    with contextlib.suppress(SystemExit):  # how it ends where its service failed
+        wandb.teardown()
 
 
 def main() -> None:
@@ -158,6 +215,9 @@ def main() -> None:
             return
 
     settings = json.loads(Path(sys.argv[1]).read_text())
+    _be_the_agents_run(settings["agent"])
+    sys.argv = ["vitlight", "fit"]  # the command that W&B shows
+    os.environ["WANDB_PROGRAM"] = "vitlight"
     feed, projection = _Feed(), _Projection(settings, report)
 
     def give_up() -> None:
@@ -182,6 +242,15 @@ def main() -> None:
         projection.complain(error)
     report({"rows": projection.num_rows})
     _leave(0)
+
+
+def _be_the_agents_run(variables: dict[str, str]) -> None:
+    """Have the environment that `wandb agent` gave the run, now or when it was first started, or of no agent."""
+    for name in ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"):
+        os.environ.pop(name, None)
+    os.environ.update(variables)
+    if not Path(os.environ.get("WANDB_SWEEP_PARAM_PATH", "")).is_file():  # W&B insists on it
+        os.environ.pop("WANDB_SWEEP_PARAM_PATH", None)
 
 
 def _leave(code: int) -> None:

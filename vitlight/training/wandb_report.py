@@ -1,4 +1,5 @@
-"""A report as a W&B run: its tables, plots and page. Offline where there is no key, and never a prompt."""
+"""A page as a W&B run: a report with its tables and plots, or any page with its figures. Offline where there is no key,
+and never a prompt."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,9 @@ import pandas as pd
 
 from vitlight.training.wandb import is_offline
 
-__all__ = ["show_report"]
+__all__ = ["show_page", "show_report"]
+
+_NOT_SHOWN = "W&B: not shown, as WANDB_MODE=disabled asks"
 
 # Axis of a scatter plot of the summary, and its heading. W&B draws numbers on linear axes unless told otherwise there.
 _PLOTS = {
@@ -27,26 +30,11 @@ def show_report(page: Path, title: str, tables: Mapping[str, pd.DataFrame], pngs
     It gets each table, scatter plots of the table `summary`, the PNGs and the page itself. WANDB_MODE and WANDB_PROJECT
     hold here as in a training run; a server that refuses leaves an offline run for `wandb sync`.
     """
-    if os.environ.get("WANDB_MODE") == "disabled":
-        return "W&B: not shown, as WANDB_MODE=disabled asks"
+    if (begun := _begin(page, f"report of {title}", "report", project)) is None:
+        return _NOT_SHOWN
     import wandb
 
-    given: dict[str, Any] = {
-        "project": os.environ.get("WANDB_PROJECT", project),
-        "name": f"report of {title}",
-        "job_type": "report",
-        "dir": str(page.parent.resolve()),
-        "settings": wandb.Settings(silent=True, console="off", x_disable_stats=True),
-    }
-    refused = ""
-    if is_offline():
-        run = wandb.init(**given, mode="offline")
-    else:
-        try:
-            run = wandb.init(**given)
-        except (wandb.Error, OSError) as error:
-            refused = f" ({' '.join(str(error).split())[:200]})"
-            run = wandb.init(**given, mode="offline")
+    run, refused = begun
     shown = {f"tables/{name}": _as_wandb_table(table) for name, table in tables.items() if len(table)}
     panels: dict[str, Any] = {f"figures/{path.stem}": wandb.Image(str(path)) for path in pngs}
     panels["report"] = wandb.Html(page.read_text(encoding="utf-8"), inject=False)
@@ -56,6 +44,48 @@ def show_report(page: Path, title: str, tables: Mapping[str, pd.DataFrame], pngs
                 panels[f"plots/{column}"] = wandb.plot.scatter(shown["tables/summary"], column, "top1_mean", heading)
     run.log({**shown, **panels})
     run.summary.update({f"num_{name}": len(table) for name, table in tables.items()})
+    return _end(run, refused)
+
+
+def show_page(page: Path, title: str, pngs: Sequence[Path], project: str, kind: str) -> str:
+    """Show a page and its figures, which lie in its folder or below, in one W&B run of job type `kind`; a line that
+    says where it is, as of `show_report`."""
+    if (begun := _begin(page, f"{kind} of {title}", kind, project)) is None:
+        return _NOT_SHOWN
+    import wandb
+
+    run, refused = begun
+    figures = {f"figures/{path.relative_to(page.parent).with_suffix('').as_posix()}": path for path in pngs}
+    panels: dict[str, Any] = {name: wandb.Image(str(path)) for name, path in figures.items()}
+    run.log({**panels, kind: wandb.Html(page.read_text(encoding="utf-8"), inject=False)})
+    return _end(run, refused)
+
+
+def _begin(page: Path, name: str, kind: str, project: str) -> tuple[Any, str] | None:
+    """A run in the page's folder, and why a server refused it, if one did; None where W&B is turned off."""
+    if os.environ.get("WANDB_MODE") == "disabled":
+        return None
+    import wandb
+
+    given: dict[str, Any] = {
+        "project": os.environ.get("WANDB_PROJECT", project),
+        "name": name,
+        "job_type": kind,
+        "dir": str(page.parent.resolve()),
+        "settings": wandb.Settings(silent=True, console="off", x_disable_stats=True),
+    }
+    if is_offline():
+        return wandb.init(**given, mode="offline"), ""
+    try:
+        return wandb.init(**given), ""
+    except (wandb.Error, OSError) as error:
+        return wandb.init(**given, mode="offline"), f" ({' '.join(str(error).split())[:200]})"
+
+
+def _end(run: Any, refused: str) -> str:
+    """Where the run is, when all of it is written."""
+    import wandb
+
     url, folder = run.url, Path(run.dir).parent
     run.finish()
     wandb.teardown()  # its service has written all files when it has ended, not before
