@@ -40,8 +40,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder)
         synth(data, num_train=2000, num_test=100)
-        plan_sweep(load_sweep(_sweep_file(data, "model.arch", ["vit_nano1"])))  # for what the first cell imports
-        rows = [_row(name, _sweep_file(data, *axis)) for name, axis in THIRD_AXIS.items()]
+        plan_sweep(load_sweep(sweep_file(data, "model.arch", ["vit_nano1"])))  # for what the first cell imports
+        rows = [_row(name, sweep_file(data, *axis)) for name, axis in THIRD_AXIS.items()]
     text = "\n".join(
         [
             f"torch {torch.__version__}, CPU time of one core",
@@ -68,7 +68,7 @@ def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
     return work(), time.process_time() - before
 
 
-def _sweep_file(data: Path, parameter: str, values: list[Any]) -> Path:
+def sweep_file(data: Path, parameter: str, values: list[Any]) -> Path:
     """The sweep with `parameter` as its third axis, or with that one alone where it is `model.arch`."""
     experiments = [f"--config={ROOT / 'experiments' / name}.yaml" for name in ("base", "in1k")]
     shards = [f"--data.train={data / 'train'}", f"--data.test={data / 'test'}"]

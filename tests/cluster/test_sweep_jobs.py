@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 from tests.sweep import fake_fit
 from tests.sweep.fake_runner import FIT
 from vitlight.errors import InputError
-from vitlight.sweep import LocalExecutor, load_sweep, plan_sweep, run_sweep, sweep_status
+from vitlight.sweep import LocalExecutor, control, load_sweep, plan_sweep, run_sweep, sweep_status
 from vitlight.sweep.job_records import job_path, read_job, write_job
 from vitlight.sweep.slurm_queue import SlurmQueue
 from vitlight.sweep.slurm_runner import run_on_slurm
@@ -269,3 +269,24 @@ def test_what_sbatch_refuses_is_said_in_a_line_and_frees_the_cells(cluster, tmp_
     with pytest.raises(InputError, match=r"^sbatch refuses: .*[Ii]nvalid partition"):
         sweep.run()
     assert [(row["state"], row["job"]) for row in sweep.rows()] == [("waiting", None)]
+
+
+def test_a_stop_ends_running_jobs_cancels_the_others_and_the_next_call_goes_on(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(control, "LOOK_SECONDS", 0.1)
+    sweep = FakeSweep(cluster, tmp_path / "runs", ["gated_1", "gated_2", "gated_3"], max_parallel=1)
+    sweep.run(detach=True)
+    sweep.wait_for_starts(1)
+    cluster.wait_for(
+        lambda: sorted(row["state"] for row in sweep.rows()) == ["queued", "queued", "running"], "one", SECONDS
+    )
+    stopping = control.ask_to_stop(sweep.planned, None, SlurmQueue(refresh_seconds=0.3))
+    ended = []
+    control.wait_until_ended(sweep.planned, stopping, ended.append, True, SlurmQueue(refresh_seconds=0.3))
+    assert (ended, stopping.running, stopping.cancelled) == (sweep.planned[:1], sweep.planned[:1], sweep.planned[1:])
+    assert [row["state"] for row in sweep.rows()] == ["waiting"] * 3
+    assert sweep.jobs() == [None] * 3
+    cluster.wait_for(lambda: not cluster.command("squeue", "--noheader").strip(), "no job is left", SECONDS)
+    assert sweep.events("start") == ["gated_1"]
+    sweep.open_gate()
+    assert sweep.run().num_done == 3, sweep.said()
+    assert sorted(sweep.events("start")) == ["gated_1", "gated_1", "gated_2", "gated_3"]

@@ -1,6 +1,6 @@
 """A stand-in for `vitlight fit` and its `resolve_run`: the same contract, no training.
 
-Cells are steered by --model.arch, KIND_N at cost N: `ok` ends well, `gated` waits for the file `gate` first,
+Cells are steered by --model.arch, KIND_N at cost N: `ok` ends well, `gated` waits for the file `gate` first, or for `stop`,
 `stubborn` does so without heeding SIGTERM, `broken` exits with 1 until the file `repaired` is there, `doomed` waits and
 then is broken, `refused` writes a failed result, `nan` a diverged one. What happens is appended to `events` in the
 root, one line each.
@@ -104,9 +104,13 @@ def main(args):
     (run.run_dir / "experiment.yaml").write_text("fake: true\n")
     row = {"data/samples_seen": 40, "time/wall_seconds": 0.5}
     (run.run_dir / "metrics.jsonl").write_text(json.dumps(row) + '\n{"torn')
+    stop_file = run.run_dir / "stop"
+    stop_file.unlink(missing_ok=True)
     event("start")
     while kind in ("gated", "stubborn", "doomed") and not (root / "gate").exists():
         time.sleep(0.01)
+        if kind == "gated" and stop_file.exists():
+            return 75
     time.sleep(0.02)
     print("threads", os.environ.get("OMP_NUM_THREADS"), "gpus", os.environ.get("CUDA_VISIBLE_DEVICES"))
     if kind in ("broken", "doomed") and not (root / "repaired").exists():

@@ -1,17 +1,17 @@
-"""`vitlight sweep plan | run | status`: the parsers, built with argparse alone, and what they call."""
+"""`vitlight sweep plan | run | status | stop | retry | add`: the parsers, built with argparse alone, and what `run` does."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from vitlight.sweep.control_command import add_control_parsers
 from vitlight.sweep.plan_command import add_file_arguments, add_plan_parser, load_plan, plan_command
 from vitlight.sweep.slurm_command import add_slurm_arguments, check_slurm_arguments, run_slurm
-from vitlight.sweep.tables import STATE_COLUMNS, STATE_STYLES, Column, cost_columns, naming_columns, print_table
+from vitlight.sweep.status_command import add_status_parser, status_command
 
 if TYPE_CHECKING:
     from vitlight.sweep.executors import LocalExecutor
@@ -24,12 +24,12 @@ __all__ = ["add_sweep_parser", "plan_command", "run_command", "status_command"]
 
 def add_sweep_parser(subparsers: Any) -> None:
     """Add `sweep` to argparse `subparsers`; the chosen handler, Namespace -> exit code, is left in `args.handler`."""
-    sweep = subparsers.add_parser("sweep", help="plan, run and watch a grid of runs (W&B's sweep format)")
-    actions = sweep.add_subparsers(dest="action", required=True, metavar="plan | run | status")
+    sweep = subparsers.add_parser("sweep", help="plan, run, watch and steer a grid of runs (W&B's sweep format)")
+    actions = sweep.add_subparsers(dest="action", required=True, metavar="plan | run | status | stop | retry | add")
     add_plan_parser(actions)
     run = _add_action(actions, "run", run_command, "run the cells that have no result yet; failed ones are tried again")
-    status = _add_action(actions, "status", status_command, "show what is done, running, failed and waiting")
-    status.add_argument("--json", action="store_true", help="a JSON list of rows")
+    add_status_parser(actions)
+    add_control_parsers(actions)
     _add_sharing_arguments(run)
     add_slurm_arguments(run)
 
@@ -62,6 +62,20 @@ def _add_sharing_arguments(run: argparse.ArgumentParser) -> None:
         action="store_true",
         help="start each cell as a separate process, not as a fork of one that has imported everything",
     )
+    run.add_argument(
+        "--share-loader",
+        action="store_true",
+        help="one loader for the cells that run at the same time: what several train on is decoded once",
+    )
+    run.add_argument(
+        "--share-loader-workers",
+        type=_at_least_1,
+        metavar="N",
+        help="its decoding processes (default: one for each core)",
+    )
+    run.add_argument(
+        "--share-loader-gib", type=float, metavar="GIB", help="its memory for decoded batches (default: 4)"
+    )
 
 
 def _at_least_1(text: str) -> int:
@@ -73,8 +87,10 @@ def _at_least_1(text: str) -> int:
 def run_command(args: argparse.Namespace) -> int:
     """Run the sweep; 0 when every cell has a result, 1 when some failed, 75 or 128 + N when a signal stopped it."""
     from vitlight.sweep.plan import sweep_directory
+    from vitlight.sweep.shared_loader import check_loader_arguments
 
     check_slurm_arguments(args)
+    check_loader_arguments(args)
     if args.slurm:
         sweep, planned = load_plan(args)
         on_slurm = run_slurm(args, sweep, planned)
@@ -84,15 +100,16 @@ def run_command(args: argparse.Namespace) -> int:
     else:
         sweep, planned, outcome = _run_here(args)
     diverged = f", {outcome.num_diverged} diverged" if outcome.num_diverged else ""
+    early = f", {outcome.num_ended_early} ended early" if outcome.num_ended_early else ""
     failed = f", {len(outcome.failures)} failed" if outcome.failures else ""
     queued = f", {outcome.num_queued} with Slurm" if outcome.num_queued else ""
-    counts = f"{outcome.num_done} of {len(planned)} cells done{diverged}{failed}{queued}"
+    counts = f"{outcome.num_done} of {len(planned)} cells done{diverged}{early}{failed}{queued}"
     print(f"{sweep.name}: {counts}; {sweep_directory(planned)}")
     for failure in outcome.failures:
         print(f"failed: {failure.planned.cell.label}: {failure.reason}; log: {failure.log}")
     if outcome.num_queued:
         print("the jobs go on without this command; the same one waits for them, scancel ends them")
-    if outcome.signum is not None:
+    if outcome.signum is not None or outcome.is_stopped:
         print("stopped; the same command goes on from here")
     elif outcome.failures:
         print("the same command tries the failed cells again")
@@ -101,14 +118,19 @@ def run_command(args: argparse.Namespace) -> int:
 
 def _run_here(args: argparse.Namespace) -> tuple[Sweep, list[PlannedCell], SweepOutcome]:
     from vitlight.sweep.devices import share_machine
+    from vitlight.sweep.guide import open_guide
     from vitlight.sweep.runner import run_planned
+    from vitlight.sweep.shared_loader import share_loader
 
     with _local_executor(args.cold) as executor:  # a warm one imports what cells need while they are checked here
         sweep, planned = load_plan(args)
         executor.sharing = share_machine(planned, args.jobs, args.devices_per_cell)
         for line in executor.sharing.lines():
             print(line, file=sys.stderr)
-        return sweep, planned, run_planned(planned, sweep.path, executor)
+        guide = open_guide(sweep, planned, root=args.root)
+        with share_loader(args, planned, executor) as (sharing, order):
+            outcome = run_planned(planned, sweep.path, sharing, guide=guide, order=order)
+        return sweep, planned if guide is None else guide.planned, outcome
 
 
 def _local_executor(cold: bool) -> AbstractContextManager[LocalExecutor]:
@@ -116,23 +138,3 @@ def _local_executor(cold: bool) -> AbstractContextManager[LocalExecutor]:
     from vitlight.sweep.warm import WarmExecutor
 
     return nullcontext(LocalExecutor()) if cold or sys.platform != "linux" else WarmExecutor()
-
-
-def status_command(args: argparse.Namespace) -> int:
-    """Print the state of every cell, and of other runs in the directory."""
-    from vitlight.sweep.status import status_rows
-
-    _, planned = load_plan(args)
-    rows = status_rows(planned)
-    if args.json:
-        print(json.dumps(rows, indent=1))
-    else:
-        counts = {state: sum(row["state"] == state for row in rows) for state in STATE_STYLES}
-        summary = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-        job = [Column("job", lambda row: row["job"] or "")] if any(row["job"] for row in rows) else []
-        columns = [*naming_columns(planned), *STATE_COLUMNS[:1], *job, *cost_columns(planned), *STATE_COLUMNS[1:]]
-        print_table(columns, rows, f"{len(planned)} cells: {summary}")
-        for row in rows:
-            if row["reason"]:
-                print(f"{row['state']} {row['run_id']}: {row['reason'].splitlines()[0]}")
-    return 0

@@ -12,7 +12,7 @@ from typing import TypeGuard
 from vitlight.sweep.claims import read_attempts
 from vitlight.sweep.plan import PlannedCell
 from vitlight.sweep.status import FINISHED, Result, claim_path, read_result
-from vitlight.training.signals import REQUEUE
+from vitlight.training.signals import INTERRUPTED, REQUEUE
 
 __all__ = ["Failure", "FailureMark", "SweepOutcome", "exit_reason", "is_finished", "result_reason"]
 
@@ -36,14 +36,19 @@ class SweepOutcome:
     failures: tuple[Failure, ...]  # in this call, another runner's included
     signum: int | None = None  # the signal that stopped it
     num_queued: int = 0  # cells that Slurm still has
+    num_ended_early: int = 0  # by `early_terminate`
+    is_stopped: bool = False  # by a request, all of it or some cells
 
     @property
     def exit_code(self) -> int:
         """1 where a cell failed, else 0; of a sweep that was stopped, as of a run: 75 where a scheduler did it, which then
-        starts it again, and 128 + the signal's number for Ctrl-C and a closed terminal."""
+        starts it again, and 128 + the signal's number for Ctrl-C and a closed terminal. A request is as Ctrl-C: nothing
+        that starts jobs again should start this one."""
         if self.signum is not None:
             return REQUEUE if self.signum in (signal.SIGTERM, signal.SIGUSR1) else 128 + self.signum
-        return 1 if self.failures else 0
+        if self.failures:
+            return 1
+        return INTERRUPTED if self.is_stopped else 0
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class FailureMark:
 
 
 def is_finished(result: Result | None) -> TypeGuard[Result]:
-    """Whether the run has ended for good, done or diverged."""
+    """Whether the run has ended for good: done, diverged, or ended early."""
     return result is not None and result.status in FINISHED
 
 

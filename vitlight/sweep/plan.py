@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vitlight.errors import InputError
+from vitlight.sweep.added import read_added
+from vitlight.sweep.search_journal import settled
 from vitlight.sweep.space import Cell, Sweep
 
 if TYPE_CHECKING:
@@ -16,9 +18,14 @@ if TYPE_CHECKING:
 __all__ = [
     "InvalidCells",
     "PlannedCell",
+    "RecordedRun",
     "Resolve",
+    "awaits_trunk",
+    "complete_args",
     "number_ranges",
+    "plan_cell",
     "plan_sweep",
+    "settled_search",
     "shorter_first",
     "sweep_directory",
 ]
@@ -28,13 +35,35 @@ Track = Callable[[Sequence[Cell]], Iterable[Cell]]
 
 
 @dataclass(frozen=True)
+class RecordedRun:
+    """A `ResolvedRun` as it was written down (see `recorded_plan`): all that looking at it takes, and nothing to start it
+    with. `settings`: of the trainer alone, what decides how fast it trains."""
+
+    run_id: str
+    run_dir: Path
+    arch: str
+    family: str | None
+    image_size: int
+    num_train_samples: int
+    params: int
+    forward_macs: int
+    horizon_samples: int
+    steps: int
+    train_flops: int
+    global_batch_size: int
+    seed: int
+    settings: Any | None = field(default=None, repr=False, compare=False)
+    trunk: None = None
+
+
+@dataclass(frozen=True)
 class PlannedCell:
     """A cell, the complete arguments that start it, the run that they resolve to, and what of its training FLOPs is left
     where it begins with the steps that a shorter cell of the same trunk has done."""
 
     cell: Cell
     args: tuple[str, ...]  # the cell's, with --run.name and --run.root where the cell doesn't set them
-    run: ResolvedRun
+    run: ResolvedRun | RecordedRun
     own_train_flops: int
 
 
@@ -55,7 +84,8 @@ class InvalidCells(InputError):
 def plan_sweep(
     sweep: Sweep, resolve: Resolve | None = None, root: Path | None = None, track: Track = iter
 ) -> list[PlannedCell]:
-    """The cells in grid order. `resolve`: the experiment layer's by default. `track` may show progress over the cells.
+    """The cells in grid order, then those that were added to the sweep's directory. `resolve`: the experiment layer's by
+    default. `track` may show progress over the cells.
 
     InvalidCells, before anything is started, where some don't resolve; InputError for two cells that are the same run, and
     cells that lie in different directories.
@@ -64,20 +94,61 @@ def plan_sweep(
         from vitlight.training.resolve import Resolver
 
         resolve = Resolver()
+    if sweep.search is not None:
+        sweep = settled_search(sweep, resolve, root)
+    planned = _resolve_all(sweep, sweep.cells(), resolve, root, track)
+    if sweep.search is not None:
+        planned = _first_of_each_run(planned)
+    _check_distinct(sweep, planned)
+    if not sweep.added and (added := read_added(sweep_directory(planned))):
+        sweep = replace(sweep, added=added)
+        cells = sweep.cells()
+        labelled = {cell.index: cell for cell in cells}
+        planned = [replace(item, cell=labelled[item.cell.index]) for item in planned]
+        planned += _resolve_all(sweep, cells[-len(added) :], resolve, root, track)
+        _check_distinct(sweep, planned)
+    return _share_trunks(planned)
+
+
+def plan_cell(sweep: Sweep, cell: Cell, resolve: Resolve, root: Path | None) -> PlannedCell:
+    """One cell, by itself. InputError: it is invalid."""
+    args = complete_args(sweep, cell, root)
+    run = resolve(args)
+    return PlannedCell(cell, args, run, run.train_flops)
+
+
+def settled_search(sweep: Sweep, resolve: Resolve, root: Path | None) -> Sweep:
+    """The sweep with what its directory has of its search; the directory is that of the first cell that resolves."""
+    for cell in sweep.cells():
+        try:
+            run = resolve(complete_args(sweep, cell, root))
+        except InputError:
+            continue
+        return settled(sweep, run.run_dir.parent)
+    return sweep
+
+
+def _first_of_each_run(planned: Sequence[PlannedCell]) -> list[PlannedCell]:
+    """Two draws of a search may differ in what changes nothing; nobody can take one of them out of the file."""
+    first: dict[str, PlannedCell] = {}
+    for item in planned:
+        first.setdefault(item.run.run_id, item)
+    return list(first.values())
+
+
+def _resolve_all(
+    sweep: Sweep, cells: Sequence[Cell], resolve: Resolve, root: Path | None, track: Track
+) -> list[PlannedCell]:
     planned: list[PlannedCell] = []
     reasons: list[tuple[Cell, str]] = []
-    cells = sweep.cells()
     for cell in track(cells):
-        args = _complete_args(sweep, cell, root)
         try:
-            run = resolve(args)
-            planned.append(PlannedCell(cell, args, run, run.train_flops))
+            planned.append(plan_cell(sweep, cell, resolve, root))
         except InputError as error:
             reasons.append((cell, " ".join(str(error).split("\n"))))
     if reasons:
         raise InvalidCells(sweep, len(cells), reasons)
-    _check_distinct(sweep, planned)
-    return _share_trunks(planned)
+    return planned
 
 
 def sweep_directory(planned: Sequence[PlannedCell]) -> Path:
@@ -89,6 +160,16 @@ def shorter_first(planned: PlannedCell) -> tuple[int, int, int]:
     """The order in which cells are started: by cost, and in a trunk from its root."""
     trunk = planned.run.trunk
     return planned.run.train_flops, trunk.last_step if trunk is not None else 0, planned.cell.index
+
+
+def awaits_trunk(planned: PlannedCell, others: Sequence[PlannedCell]) -> bool:
+    """Whether a shorter cell of its trunk, one of the `others`, has yet to leave the state that this one begins from."""
+    trunk = planned.run.trunk
+    if trunk is None:
+        return False
+    trunks = [item.run.trunk for item in others]
+    steps = {other.last_step for other in trunks if other is not None and other.folder == trunk.folder}
+    return any(step < trunk.last_step and not trunk.has(step) for step in steps)
 
 
 def _share_trunks(planned: Sequence[PlannedCell]) -> list[PlannedCell]:
@@ -110,7 +191,8 @@ def _share_trunks(planned: Sequence[PlannedCell]) -> list[PlannedCell]:
     ]
 
 
-def _complete_args(sweep: Sweep, cell: Cell, root: Path | None) -> tuple[str, ...]:
+def complete_args(sweep: Sweep, cell: Cell, root: Path | None) -> tuple[str, ...]:
+    """The cell's arguments, with the sweep's name and, where it is given, `root` as its folder of all runs."""
     defaults = {"--run.name": sweep.name} | ({"--run.root": str(root)} if root is not None else {})
     given = {arg.partition("=")[0] for arg in cell.args}
     return cell.args + tuple(f"{flag}={value}" for flag, value in defaults.items() if flag not in given)

@@ -64,6 +64,12 @@ def add_file_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--root", type=Path, metavar="DIR", help="folder of all runs (default: the experiment's run.root)"
     )
+    parser.add_argument(
+        "--search-seed",
+        type=int,
+        metavar="N",
+        help="of the random numbers of method: random and bayes (default: the one that the sweep's directory has, or 0)",
+    )
 
 
 def plan_command(args: argparse.Namespace) -> int:
@@ -78,14 +84,20 @@ def plan_command(args: argparse.Namespace) -> int:
     budget = None if args.budget is None else parse_budget(args.budget)
     given = tuple(parse_rate(text) for text in args.rate or () if text != MEASURED)
     sweep, planned = load_plan(args)
+    if sweep.search is not None and (args.out is not None or args.budget_by == "scale"):
+        raise InputError(f"{sweep.path} is a search, of which no smaller one can be written; lower its run_cap")
     rates = replace(_measured(args, planned), given=given)
     result = forecast(planned, rates, _memory_bytes(args), budget if args.budget_by != "scale" else None)
     if args.json:
         print(json.dumps(rows_of(result), indent=1))
     else:
         print_forecast(result, args.devices)
+    say = sys.stderr if args.json else sys.stdout
+    if (note := sweep.search_note(len(planned))) is not None:
+        print(note, file=say)
+    if sweep.early_terminate is not None:
+        print("early_terminate: costs are those of cells that run to their end", file=say)
     if budget is not None:
-        say = sys.stderr if args.json else sys.stdout
         reduce = _scale if args.budget_by == "scale" else _reduce
         for line in reduce(args, sweep, result, rates, budget):
             print(line, file=say)
@@ -104,7 +116,7 @@ def load_plan(args: argparse.Namespace) -> tuple[Sweep, list[PlannedCell]]:
         console = Console(stderr=True)
         return track(cells, "checking cells", console=console, transient=True, disable=not console.is_terminal)
 
-    sweep = load_sweep(args.file)
+    sweep = load_sweep(args.file, args.search_seed)
     try:
         return sweep, plan_sweep(sweep, root=args.root, track=track)
     except InvalidCells as error:

@@ -61,7 +61,7 @@ class MemoryCheck:
             "in_channels": settings.data.channels,
             "options": model.model_options or {},
         }
-        how = (batch_size, precision, bool(model.activation_checkpointing), device_type)
+        how = (batch_size, precision, bool(model.activation_checkpointing), device_type, world > 1)
         key = json.dumps([shape, how, bytes_a_weight], sort_keys=True, default=str)
         if key not in self._known:
             self._known[key] = _estimate(shape, *how, bytes_a_weight)
@@ -119,6 +119,7 @@ def _estimate(
     precision: Any,
     activation_checkpointing: bool,
     device_type: DeviceType,
+    keep_gradients: bool,
     bytes_a_weight: int,
 ) -> Need | None:
     """The estimate knows two optimizers; what another keeps stands all through the step, so it is exchanged."""
@@ -130,7 +131,14 @@ def _estimate(
     known: Optimizer = "adamw" if bytes_a_weight >= 2 * weight_bytes else "sgd"
     try:
         estimate = estimate_memory(
-            network, shape["image_size"], batch_size, precision, known, activation_checkpointing, device_type
+            network,
+            shape["image_size"],
+            batch_size,
+            precision,
+            known,
+            activation_checkpointing,
+            device_type,
+            keep_gradients,
         )
     except InputError:
         return None

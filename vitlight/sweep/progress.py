@@ -14,7 +14,14 @@ if TYPE_CHECKING:
 
 __all__ = ["SweepProgress", "duration_text", "seconds_left"]
 
-STYLES = {"done": "green", "diverged": "yellow", "failed": "red", "started": "cyan", "running": "cyan"}
+STYLES = {
+    "done": "green",
+    "diverged": "yellow",
+    "stopped": "magenta",
+    "failed": "red",
+    "started": "cyan",
+    "running": "cyan",
+}
 
 
 def seconds_left(flops_done: int, flops_left: int, elapsed_seconds: float) -> float | None:
@@ -64,7 +71,7 @@ class SweepProgress(AbstractContextManager["SweepProgress"]):
         self._event("started", planned, "")
 
     def ended(self, planned: PlannedCell, state: str, detail: str, ours: bool) -> None:
-        """`state`: done, diverged or failed. `ours`: this runner ran it."""
+        """`state`: done, diverged, stopped (ended early) or failed. `ours`: this runner ran it."""
         if self._slurm_states.pop(planned.run.run_id, None) is None:
             self._num_running -= ours
         self._flops_left -= planned.own_train_flops
@@ -81,6 +88,22 @@ class SweepProgress(AbstractContextManager["SweepProgress"]):
         self._num_running -= 1
         self._left.stopped(planned)
         self._event("stopped", planned, detail)
+
+    def added(self, planned: PlannedCell) -> None:
+        """One more cell."""
+        self._num_cells += 1
+        self._flops_left += planned.own_train_flops
+        self._left.reopened(planned)
+
+    def reopened(self, planned: PlannedCell, state: str) -> None:
+        """A cell that had ended in that state is to be run again."""
+        if state == "failed":
+            self._num_failed -= 1
+        else:
+            self._num_done -= 1
+        self._flops_left += planned.own_train_flops
+        self._left.reopened(planned)
+        self._event("again", planned, f"was {state}")
 
     def submitted(self, cells: Sequence[PlannedCell], jobs: str) -> None:
         """Cells were handed to Slurm together."""

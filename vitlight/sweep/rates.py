@@ -121,7 +121,7 @@ def network_of(planned: PlannedCell) -> Network:
     accumulated = 1 if settings is None else settings.trainer.accumulate_grad_batches or 1
     return Network(
         run.arch,
-        _family(run.arch),
+        getattr(run, "family", None) or _family(run.arch),  # of a recorded run it is known without importing models
         run.forward_macs,
         "" if settings is None else str(settings.trainer.precision),
         run.global_batch_size // (num_devices(planned) * accumulated),
@@ -136,8 +136,8 @@ def measured_seconds(planned: PlannedCell) -> float | None:
 
 
 def has_ended(planned: PlannedCell) -> bool:
-    """Whether nothing of the cell is left to do: it is done, or diverged."""
-    return _result(planned.run.run_dir).get("status") in ("done", "diverged")
+    """Whether nothing of the cell is left to do: it is done, diverged, or was ended early."""
+    return _result(planned.run.run_dir).get("status") in ("done", "diverged", "stopped")
 
 
 def measurement_of_rows(

@@ -19,6 +19,7 @@ from types import FrameType
 from vitlight.sweep.claims import Attempts, Claim, Claims
 from vitlight.sweep.job_records import read_job, remove_job, write_job
 from vitlight.sweep.outcomes import exit_reason, is_finished, result_reason
+from vitlight.sweep.requests import Requests
 from vitlight.sweep.status import Result, read_result
 from vitlight.training.signals import REQUEUE
 
@@ -54,6 +55,7 @@ class SlurmCell:
     def __call__(self) -> str:
         """How it ended, in a word. CellFailed: without a result. SystemExit: to be started again by Slurm."""
         ending = _Ending()
+        requests = Requests(self.claim.parent.parent)
         with Claims() as claims:
             claim = self._take(claims)
             if claim is None:
@@ -77,6 +79,8 @@ class SlurmCell:
                 claim.release()
                 time.sleep(_TO_BE_ENDED_SECONDS)
                 raise SystemExit(code)
+            if any(each.action == "stop" and each.concerns(self.claim.stem) for each in requests.new()):
+                return self._end(claim, "stopped")
             may_be_a_node = self.num_nodes > 1 and code not in _FOR_GOOD and record.num_crashes + 1 < MAX_CRASHES
             if code in _AGAIN or may_be_a_node:
                 if code not in _AGAIN:

@@ -64,7 +64,7 @@ def check_slurm_arguments(args: argparse.Namespace) -> None:
     given = [_flag(name) for name in (*_VALUES, *_LISTS, *_SWITCHES) if getattr(args, name)]
     if given and not args.slurm:
         raise InputError(f"{given[0]} needs --slurm")
-    local = [_flag(name) for name in ("jobs", "devices_per_cell", "cold") if getattr(args, name, None)]
+    local = [_flag(name) for name in ("jobs", "devices_per_cell", "cold", "share_loader") if getattr(args, name, None)]
     if local and args.slurm:
         raise InputError(f"{local[0]} is for cells on this machine; with --slurm, --max-parallel bounds the jobs")
 
@@ -78,10 +78,16 @@ def _options(args: argparse.Namespace) -> SlurmOptions:
 
 def run_slurm(args: argparse.Namespace, sweep: Sweep, planned: Sequence[PlannedCell]) -> SweepOutcome | None:
     """Run the sweep on the cluster, or print the scripts and return None."""
+    from vitlight.sweep.guide import open_guide
     from vitlight.sweep.slurm_queue import SlurmQueue
     from vitlight.sweep.slurm_runner import run_on_slurm
     from vitlight.sweep.slurm_submit import SlurmSubmitter
 
+    if sweep.search is not None and sweep.search.method == "bayes":
+        raise InputError(
+            "method: bayes suggests cells as results come in, and jobs are submitted together; run it without --slurm "
+            "inside an allocation, or use method: random"
+        )
     queue, options = SlurmQueue(), _options(args)
     submitter = SlurmSubmitter(planned, options, queue)
     if not options.asks_for_gpus and any(_may_use_gpus(item) for item in planned):
@@ -89,7 +95,8 @@ def run_slurm(args: argparse.Namespace, sweep: Sweep, planned: Sequence[PlannedC
     if args.dry_run:
         _print_scripts(planned, submitter)
         return None
-    return run_on_slurm(planned, sweep.path, submitter, queue, args.detach)
+    guide = open_guide(sweep, planned, root=args.root)
+    return run_on_slurm(planned, sweep.path, submitter, queue, args.detach, guide=guide)
 
 
 def _may_use_gpus(planned: PlannedCell) -> bool:

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitlight.sweep.claims import Attempts, Claim, Claims, is_claimed
+from vitlight.sweep.guide import Guide
 from vitlight.sweep.job_records import JobRecord, job_path, read_job, remove_job, write_job
 from vitlight.sweep.outcomes import SweepOutcome, is_finished
-from vitlight.sweep.plan import PlannedCell
+from vitlight.sweep.plan import PlannedCell, awaits_trunk, sweep_directory
 from vitlight.sweep.progress import SweepProgress
-from vitlight.sweep.runner import awaits_trunk
+from vitlight.sweep.requests import Requests
 from vitlight.sweep.slurm_queue import JobState, SlurmQueue
 from vitlight.sweep.slurm_submit import SlurmSubmitter
 from vitlight.sweep.status import claim_path, read_result
@@ -42,6 +43,7 @@ def run_on_slurm(
     detach: bool = False,
     poll_seconds: float = 5.0,
     console: Console | None = None,
+    guide: Guide | None = None,
 ) -> SweepOutcome:
     """Submit every cell that has no result and is with nobody, and wait for the end of all; `detach`: don't wait.
 
@@ -50,7 +52,10 @@ def run_on_slurm(
     """
     finished = open_directory(planned, sweep_file)
     with stop_signals() as stop, SweepProgress(planned, finished, console) as progress, Claims() as claims:
-        runner = _SlurmRunner(Tally(planned, finished, progress), submitter, queue, progress, stop, claims)
+        requests = Requests(sweep_directory(planned))
+        runner = _SlurmRunner(
+            Tally(planned, finished, progress), submitter, queue, progress, stop, claims, requests, guide
+        )
         return runner.run(poll_seconds, detach)
 
 
@@ -63,9 +68,13 @@ class _SlurmRunner:
         progress: SweepProgress,
         stop: Stop,
         claims: Claims,
+        requests: Requests,
+        guide: Guide | None,
     ) -> None:
         self._tally, self._submitter, self._queue = tally, submitter, queue
-        self._progress, self._stop, self._claims = progress, stop, claims
+        self._progress, self._stop, self._claims, self._requests = progress, stop, claims, requests
+        self._is_asked = False  # to stop altogether
+        self._guide = guide
         self._open = list(tally.unfinished)
         self._states: dict[str, str] = {}  # run id -> what was last said of its job
         self._num_submissions: dict[str, int] = {}
@@ -76,6 +85,9 @@ class _SlurmRunner:
         next_scan = 0.0
         while self._open and not self._stop.signums:
             if time.monotonic() >= next_scan:
+                self._heed()
+                if self._is_asked:
+                    break
                 self._scan()
                 if detach:
                     break
@@ -84,7 +96,20 @@ class _SlurmRunner:
             time.sleep(TICK_SECONDS)
         num_queued = sum(job_path(item).exists() for item in self._open)
         signum = self._stop.signums[0] if self._stop.signums else None
-        return self._tally.outcome(sum(self._num_submissions.values()), signum, num_queued)
+        return self._tally.outcome(sum(self._num_submissions.values()), signum, num_queued, self._is_asked)
+
+    def _heed(self) -> None:
+        """Do what was asked of runners since the last look; the jobs themselves are ended by whoever asks."""
+        for request in self._requests.new():
+            if request.action == "retry":
+                self._open += self._tally.reopened(request.run_ids or ())
+            elif request.run_ids is None:
+                self._is_asked = True
+                self._progress.say(f"asked to stop by {request.by}")
+            else:
+                for planned in [item for item in self._open if request.concerns(item.run.run_id)]:
+                    self._open.remove(planned)
+                    self._tally.stop(planned)
 
     def _scan(self) -> None:
         wanted = []
@@ -102,6 +127,10 @@ class _SlurmRunner:
             elif not awaits_trunk(planned, self._open) and not is_claimed(claim_path(planned)):
                 wanted.append(planned)
         self._claims.check_keeper()
+        if self._guide is not None:
+            self._guide.look()
+            for line in self._guide.take_lines():
+                self._progress.say(line)
         self._say_trouble()
         for array in self._submitter.arrays(wanted):
             self._submit(array)

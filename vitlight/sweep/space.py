@@ -9,7 +9,8 @@
       seed_everything: {values: [0, 1]}
 
 `wandb sweep` and `wandb agent` run the same file. Parameters are sorted by name and the last one varies fastest, as in
-W&B's grid search. What W&B's format can say and a grid of complete runs can't honour is refused, never ignored.
+W&B's grid search; `method: random` and `bayes` draw them from W&B's distributions (see `search`). What W&B's format can
+say and can't be honoured here is refused, never ignored.
 
 Settings that go together are one axis: a parameter whose values are mappings. W&B hands a mapping over in Python's
 notation, `--config={'model': {'arch': 'vit_s16', 'optimizer': {'lr': 0.001}}}`, which `vitlight fit` reads as it reads a
@@ -18,29 +19,26 @@ file; `config` reaches any setting, a group's name (`model`, `data`) those of th
 
 import hashlib
 import itertools
-import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vitlight.errors import InputError, did_you_mean
 from vitlight.sweep.command import DEFAULT_COMMAND, expand_command, vitlight_arguments
+from vitlight.sweep.parameters import Scalar, Value, check_value, complete_spec, read_parameters, values_of
+from vitlight.sweep.search import Search
+from vitlight.sweep.search_space import METHODS, Spec, check_early_terminate, check_run_cap
 
-__all__ = ["Cell", "Scalar", "Sweep", "Value", "flattened", "load_sweep"]
-
-Scalar = bool | int | float | str
-Value = Scalar | list[Scalar] | dict[str, Any]
+__all__ = ["Cell", "Scalar", "Sweep", "Value", "check_value", "flattened", "load_sweep"]
 
 # entity, project and description place the sweep on W&B's server and change no run.
-TOP_LEVEL_KEYS = ("name", "method", "metric", "command", "program", "parameters", "entity", "project", "description")
-REFUSED_KEYS = {
-    "early_terminate": "every cell runs to its end, so that results are comparable; remove it",
-    "run_cap": "every cell of a grid is run; remove it, or list fewer values",
-}
+TOP_LEVEL_KEYS = (
+    *("name", "method", "metric", "command", "program", "parameters", "run_cap", "early_terminate"),
+    *("entity", "project", "description"),
+)
 CONFIG = "config"  # the argument that takes settings of every group
-PARAMETER_KEYS = ("value", "values", "parameters", "distribution")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -48,7 +46,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 class Cell:
     """One run of a sweep."""
 
-    index: int  # its place in the grid, from 0
+    index: int  # its place in the grid, or in the order of a search, from 0
     parameters: dict[str, Value]  # dotted name -> value, sorted by name
     args: tuple[str, ...]  # what follows `vitlight`: fit --config=... --model.arch=...
     label: str  # the swept settings as text; those with a single value are left out
@@ -66,7 +64,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A checked sweep file; `parameters` maps each dotted name to its values, sorted by name."""
+    """A checked sweep file; `parameters` maps each dotted name to its values, sorted by name: none for one that a search
+    draws from a range."""
 
     name: str
     command: tuple[str, ...]
@@ -74,25 +73,43 @@ class Sweep:
     metric: dict[str, str] | None
     path: Path
     program: str | None = None
+    added: tuple[dict[str, Value], ...] = ()  # the parameters of cells beside the grid (see `added`)
+    search: Search | None = None  # None: a grid
+    run_cap: int | None = None
+    early_terminate: dict[str, Any] | None = None
 
     def cells(self) -> list[Cell]:
-        """Every combination of values, the last parameter varying fastest."""
-        grid = itertools.product(*self.parameters.values())
+        """Every combination of values, the last parameter varying fastest, up to `run_cap`, or what a search knows of its
+        cells; then those that were added."""
         swept = self.swept_settings()
-        return [
-            self._cell(index, dict(zip(self.parameters, values, strict=True)), swept)
-            for index, values in enumerate(grid)
-        ]
+        if self.search is not None:
+            listed = [(each.index, each.parameters) for each in self.search.suggestions() if not each.refused]
+            num_listed = self.search.run_cap
+        else:
+            grid = itertools.islice(itertools.product(*self.parameters.values()), self.run_cap)
+            listed = [(index, dict(zip(self.parameters, values, strict=True))) for index, values in enumerate(grid)]
+            num_listed = len(listed)
+        added = enumerate(self.added, start=num_listed)
+        return [self.cell(index, parameters, swept) for index, parameters in (*listed, *added)]
 
     def swept_settings(self) -> set[str]:
         """The settings that have more than one value, or are there for some values of a parameter only."""
-        swept: set[str] = set()
+        swept = {name for name, values in self.parameters.items() if not values}
         for name, values in self.parameters.items():
             each = [{key: repr(item) for key, item in flattened({name: value}).items()} for value in values]
             swept |= {key for one in each for key in one if any(other.get(key) != one[key] for other in each)}
-        return swept
+        first = {key: repr(item) for key, item in flattened({k: v[0] for k, v in self.parameters.items() if v}).items()}
+        beside = [(key, repr(item)) for one in self.added for key, item in flattened(one).items()]
+        return swept | {key for key, item in beside if first.get(key) != item}
 
-    def _cell(self, index: int, parameters: dict[str, Value], swept: set[str]) -> Cell:
+    def search_note(self, num_known: int) -> str | None:
+        """That a table of so many cells doesn't show all, where that is so."""
+        if self.search is None or self.search.method != "bayes" or num_known >= self.search.run_cap:
+            return None
+        return f"bayes: {num_known} of {self.search.run_cap} cells are known; the others depend on results"
+
+    def cell(self, index: int, parameters: dict[str, Value], swept: set[str]) -> Cell:
+        """The cell with these parameters, named by the `swept` settings."""
         settings = flattened(parameters)
         named = {name: value for name, value in settings.items() if name in swept} or settings
         return Cell(
@@ -118,15 +135,16 @@ def flattened(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def load_sweep(path: str | Path) -> Sweep:
+def load_sweep(path: str | Path, search_seed: int | None = None) -> Sweep:
     """The sweep that a YAML file describes, checked as far as can be without the experiment's settings.
 
-    InputError: no such file, not YAML, unknown keys, a method other than grid, null or duplicate values, a command that
+    search_seed: of the random numbers of a search; None: the one that its directory has, or 0.
+    InputError: no such file, not YAML, unknown keys, an unknown method, null or duplicate values, a command that
     is not `vitlight fit`.
     """
     path = Path(path)
     try:
-        sweep = _sweep_from(_read_yaml(path), path)
+        sweep = _sweep_from(_read_yaml(path), path, search_seed)
         sweep.cells()
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
@@ -158,15 +176,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _sweep_from(content: dict[Any, Any], path: Path) -> Sweep:
+def _sweep_from(content: dict[Any, Any], path: Path, search_seed: int | None) -> Sweep:
     for key in content:
-        if key in REFUSED_KEYS:
-            raise InputError(f"{key} is not supported: {REFUSED_KEYS[key]}")
         if key not in TOP_LEVEL_KEYS:
             raise InputError(f"unknown key {key!r}{did_you_mean(str(key), TOP_LEVEL_KEYS)}")
     method = content.get("method")
-    if method != "grid":
-        raise InputError(f"method is {method!r}; supported: grid; write method: grid and list the values of each axis")
+    if method not in METHODS:
+        raise InputError(
+            f"method is {method!r}; it is one of {', '.join(METHODS)}; a grid lists the values of each axis"
+        )
     name = content.get("name", path.stem)
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise InputError(f"name is {name!r}; it names a folder: letters, digits, '.', '_' and '-', no space or slash")
@@ -176,116 +194,56 @@ def _sweep_from(content: dict[Any, Any], path: Path) -> Sweep:
     command = content.get("command", DEFAULT_COMMAND)
     if not isinstance(command, list | tuple) or not all(isinstance(word, str | int | float) for word in command):
         raise InputError(f'command is {command!r}; write a list of words: ["${{env}}", vitlight, fit, "${{args}}"]')
-    parameters = dict(_parameters(content.get("parameters"), ""))
+    specs = dict(sorted(read_parameters(content.get("parameters"), "")))
+    metric = _metric(content.get("metric"), method)
+    run_cap = check_run_cap(content.get("run_cap"), method)
+    early_terminate = check_early_terminate(content.get("early_terminate"), metric)
+    parameters = {name: values_of(name, spec, method) for name, spec in specs.items()}
+    search = None
+    if method != "grid":
+        words = tuple(str(word) for word in (*command, program or ""))
+        search = _search(method, specs, parameters, run_cap, metric, search_seed, words)
+    elif search_seed is not None:
+        raise InputError(f"--search-seed {search_seed} is about method: random and bayes; a grid draws nothing")
     return Sweep(
         name=name,
         command=tuple(str(word) for word in command),
-        parameters={name: parameters[name] for name in sorted(parameters)},
-        metric=_metric(content.get("metric")),
+        parameters=parameters,
+        metric=metric,
         path=path,
         program=program,
+        search=search,
+        run_cap=run_cap,
+        early_terminate=early_terminate,
     )
 
 
-def _metric(metric: Any) -> dict[str, str] | None:
+def _metric(metric: Any, method: str) -> dict[str, str] | None:
     if metric is None:
         return None
-    if not isinstance(metric, dict) or not isinstance(metric.get("name"), str) or set(metric) - {"name", "goal"}:
+    keys = {"name", "goal"} | ({"impute"} if method == "bayes" else set())
+    if not isinstance(metric, dict) or not isinstance(metric.get("name"), str) or set(metric) - keys:
         raise InputError(f"metric is {metric!r}; write metric: {{name: val/top1, goal: maximize}}")
-    if metric.get("goal", "minimize") not in ("minimize", "maximize"):
-        raise InputError(f"metric.goal is {metric['goal']!r}; it must be minimize or maximize")
+    for key, known in (("goal", ("minimize", "maximize")), ("impute", ("worst", "best", "latest"))):
+        if metric.get(key, known[0]) not in known:
+            raise InputError(f"metric.{key} is {metric[key]!r}; it must be {', '.join(known[:-1])} or {known[-1]}")
     return dict(metric)
 
 
-def _parameters(group: Any, prefix: str) -> Iterator[tuple[str, tuple[Value, ...]]]:
-    """(dotted name, values) of every parameter in a `parameters` mapping, groups inside it included."""
-    if not isinstance(group, dict) or not group:
-        raise InputError(f"{prefix}parameters is {group!r}; write at least one NAME: {{values: [...]}}")
-    seen: set[str] = set()
-    for key, spec in group.items():
-        if not isinstance(key, str):
-            raise InputError(
-                f"parameter {prefix}{key!r} is not text; YAML reads on, off, yes and no as booleans: quote it"
-            )
-        name = f"{prefix}{key}"
-        found = (
-            [(name, _values(name, spec))] if not _is_group(name, spec) else _parameters(spec["parameters"], f"{name}.")
-        )
-        for dotted, values in found:
-            if dotted in seen:
-                raise InputError(f"parameter {dotted} is given twice, nested and dotted; keep one")
-            seen.add(dotted)
-            yield dotted, values
-
-
-def _is_group(name: str, spec: Any) -> bool:
-    if not isinstance(spec, dict):
-        raise InputError(f"parameter {name} is {spec!r}; write {{value: {spec}}} or {{values: [...]}}")
-    for key in spec:
-        if key not in PARAMETER_KEYS:
-            raise InputError(
-                f"parameter {name} has {key!r}, which a grid can't use{did_you_mean(str(key), PARAMETER_KEYS)}; "
-                "write value, values or nested parameters"
-            )
-    kinds = [key for key in ("value", "values", "parameters") if key in spec]
-    if len(kinds) != 1:
-        raise InputError(
-            f"parameter {name} has {' and '.join(kinds) or 'no values'}; give one of value, values, parameters"
-        )
-    implied = {"value": "constant", "values": "categorical"}.get(kinds[0])
-    if spec.get("distribution", implied) != implied:
-        raise InputError(
-            f"parameter {name} has distribution {spec['distribution']!r}; a grid lists its values: remove it"
-        )
-    return kinds[0] == "parameters"
-
-
-def _values(name: str, spec: Mapping[str, Any]) -> tuple[Value, ...]:
-    values = spec["values"] if "values" in spec else [spec["value"]]
-    if not isinstance(values, list) or not values:
-        raise InputError(f"parameter {name} has values {values!r}; write a list with at least one value")
-    first_with: dict[object, Any] = {}
-    for value in values:
-        _check_value(name, value)
-        # 1 and "1" give the same argument; 1 and 1.0 are the same number; True and 1 are neither.
-        number = ("number", value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-        for identity in filter(None, (("text", str(value)), number)):
-            if identity in first_with:
-                raise InputError(f"parameter {name} has {value!r} twice (as {first_with[identity]!r}); remove one")
-        first_with |= {("text", str(value)): value} | ({number: value} if number else {})
-    return tuple(values)
-
-
-def _check_value(name: str, value: Any) -> None:
-    """A scalar, a list of scalars, or a mapping of names to such or to lists and mappings of any depth."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise InputError(
-                    f"parameter {name} has the name {key!r}, which is not text; YAML reads on, off, yes and no as "
-                    "booleans: quote it"
-                )
-            _check_inner(f"{name}: {key}", item)
-        return
-    for item in value if isinstance(value, list) else [value]:
-        _check_scalar(name, item)
-
-
-def _check_inner(name: str, value: Any) -> None:
-    if isinstance(value, list):
-        for item in value:
-            _check_inner(name, item)
-    else:
-        _check_value(name, value)
-
-
-def _check_scalar(name: str, value: Any) -> None:
-    if value is None:
-        raise InputError(f'parameter {name} has null, which W&B hands over as the text None; quote it: "null"')
-    if not isinstance(value, Scalar):
-        raise InputError(
-            f"parameter {name} has {value!r} of type {type(value).__name__}; "
-            "values are numbers, text, booleans, lists of them or mappings: quote it"
-        )
-    if isinstance(value, float) and not math.isfinite(value):
-        raise InputError(f"parameter {name} has {value!r}; a value must be finite")
+def _search(
+    method: Any,
+    specs: Mapping[str, Spec],
+    parameters: Mapping[str, tuple[Value, ...]],
+    run_cap: int | None,
+    metric: dict[str, str] | None,
+    seed: int | None,
+    command: tuple[str, ...],
+) -> Search:
+    """InputError: nothing to search, or no metric to search by."""
+    assert run_cap is not None
+    if method == "bayes" and metric is None:
+        raise InputError("method: bayes searches by the metric; write metric: {name: val/top1, goal: maximize}")
+    complete = {name: complete_spec(name, specs[name], values) for name, values in parameters.items()}
+    if all("value" in spec for spec in complete.values()):
+        raise InputError(f"method: {method} has nothing to search: every parameter has one value")
+    return Search(method, complete, run_cap, metric, seed, command=command)

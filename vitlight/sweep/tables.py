@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Any
 from vitlight.sweep.space import flattened
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from vitlight.sweep.plan import PlannedCell
 
 __all__ = [
     "CAPTION",
-    "STATE_COLUMNS",
     "STATE_STYLES",
     "Column",
     "Row",
     "cost_columns",
     "flops_column",
+    "make_table",
     "naming_columns",
     "print_table",
     "si_text",
@@ -33,6 +35,7 @@ STATE_STYLES = {
     "queued": "blue",
     "failed": "red",
     "diverged": "yellow",
+    "stopped": "magenta",
     "waiting": "",
     "other": "dim",
 }
@@ -91,19 +94,6 @@ def flops_column(title: str, name: str) -> Column:
     )
 
 
-STATE_COLUMNS = (
-    Column("state", lambda row: f"[{STATE_STYLES[row['state']] or 'default'}]{row['state']}[/]"),
-    summed("images seen", "samples_seen"),
-    Column("top1", lambda row: "" if row["top1"] is None else f"{row['top1']:.4f}", numeric=True),
-    Column(
-        "seconds",
-        lambda row: "" if row["seconds"] is None else f"{row['seconds']:,.1f}",
-        lambda rows: f"{sum(row['seconds'] or 0.0 for row in rows if row['cell'] is not None):,.1f}",
-        numeric=True,
-    ),
-)
-
-
 def naming_columns(planned: Sequence[PlannedCell]) -> list[Column]:
     """The cell's number, its run, and each swept parameter under the last part of its name."""
     settings = [item.cell.settings for item in planned]
@@ -131,12 +121,13 @@ def _escaped(text: str) -> str:
     return escape(text)
 
 
-def print_table(columns: Sequence[Column], rows: list[Row], summary: str) -> None:
-    """The table with its totals and a summary. In a pipe it is as wide as it needs to be, so that no value is cut."""
-    from rich.console import Console
+def make_table(
+    columns: Sequence[Column], rows: list[Row], caption: str | None, shown: Sequence[Row] | None = None
+) -> Table:
+    """The rows, or those of them that are `shown`, with the totals of all."""
     from rich.table import Table
 
-    table = Table(caption=f"{summary}\n{CAPTION}", caption_justify="left", show_footer=True)
+    table = Table(caption=caption, caption_justify="left", show_footer=True)
     for column in columns:
         table.add_column(
             column.title,
@@ -144,8 +135,16 @@ def print_table(columns: Sequence[Column], rows: list[Row], summary: str) -> Non
             justify="right" if column.numeric else "left",
             overflow="fold",
         )
-    for row in rows:
+    for row in rows if shown is None else shown:
         table.add_row(*(column.text(row) for column in columns))
+    return table
+
+
+def print_table(columns: Sequence[Column], rows: list[Row], summary: str) -> None:
+    """The table with its totals and a summary. In a pipe it is as wide as it needs to be, so that no value is cut."""
+    from rich.console import Console
+
+    table = make_table(columns, rows, f"{summary}\n{CAPTION}")
     console = Console()
     if not console.is_terminal:
         console = Console(width=console.measure(table, options=console.options.update(max_width=10_000)).maximum)

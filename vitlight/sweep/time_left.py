@@ -32,6 +32,9 @@ class TimeLeft:
         self.stopped(planned)
         self._open.pop(planned.run.run_id, None)
 
+    def reopened(self, planned: PlannedCell) -> None:
+        self._open[planned.run.run_id] = planned
+
     def seconds(self) -> float | None:
         """Until the last cell's end, with as many at a time as now; None where some cell's rate is not known."""
         now = time.monotonic()
