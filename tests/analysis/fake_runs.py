@@ -53,6 +53,7 @@ def result(arch: str, num_train_samples: int, seed: int, **changes: Any) -> dict
         "top5": 0.99,
         "loss": 2.2 * error,
         "top1_count": count,
+        "mean_class_top1": count / NUM_EVAL_SAMPLES,
         "val_top1": count / NUM_EVAL_SAMPLES - 0.01,
         "val_top5": 0.98,
         "val_loss": 2.3 * error,

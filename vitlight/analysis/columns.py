@@ -50,6 +50,7 @@ COLUMNS = {
     "own_device_seconds": "real",
     "num_eval_samples": "count",
     "top1_count": "count",
+    "mean_class_top1": "fraction",
     "in_channels": "count",
     "num_classes": "count",
     "started_at": "text",

@@ -11,6 +11,7 @@ import pandas as pd
 from vitlight.analysis.chart_points import chart_points, published_points
 from vitlight.analysis.charts import FamilyStyle, family_styles
 from vitlight.analysis.curves import Curve, published_curves, run_curves
+from vitlight.analysis.learning_rates import RateSet, rate_sets
 from vitlight.analysis.limits import state_limits
 from vitlight.analysis.links import cell_links
 from vitlight.analysis.points import Exclusion
@@ -38,6 +39,7 @@ class Report:
     excluded: list[Exclusion]
     panels: list[dict[str, Any]]
     limits: list[str]
+    rates: list[RateSet]
     num_bootstrap: int
 
     @property
@@ -116,5 +118,6 @@ def gather_report(
         excluded,
         drawn_fits(fits),
         state_limits(runs, summary, warned),
+        rate_sets(runs),
         num_bootstrap,
     )

@@ -26,6 +26,7 @@ from vitlight.analysis.quantities import (
     format_top1,
 )
 from vitlight.analysis.report_data import Report
+from vitlight.analysis.report_rates import rate_section
 from vitlight.analysis.report_sections import (
     chart_section,
     curve_section,
@@ -40,7 +41,7 @@ __all__ = ["build_page"]
 
 _SCRIPTS = ("axes.js", "draw.js", "scatter.js", "lines.js", "report.js")
 _STYLES = ("report.css", "print.css")
-_STATUS_WORDS = {"running": "still running", "diverged": "diverged", "failed": "failed"}
+_STATUS_WORDS = {"running": "still running", "diverged": "diverged", "stopped": "ended early", "failed": "failed"}
 
 
 def build_page(report: Report, beside: Sequence[str] = ()) -> str:
@@ -70,6 +71,7 @@ def build_page(report: Report, beside: Sequence[str] = ()) -> str:
 {finding_section(report.summary)}
 {limit_section(report.limits)}
 {_grid(report.summary)}
+{rate_section(report.rates)}
 {curve_section(report.curves, styles)}
 {law_section(report.fits, report.excluded, report.num_bootstrap > 0)}
 {_tables(report, counted)}

@@ -9,6 +9,7 @@ import pandas as pd
 
 from vitlight.analysis.charts import family_key, family_styles
 from vitlight.analysis.links import run_link
+from vitlight.analysis.probes import probe_fractions
 from vitlight.analysis.quantities import FLOP_CONVENTION, format_duration, format_percent, format_si, format_top1
 from vitlight.analysis.summary import COMPARABLE, choose_settings
 
@@ -137,7 +138,9 @@ def run_table(counted: pd.DataFrame, folder: Path) -> str:
     counted = counted.sort_values(
         ["family", "forward_macs", "params", "arch", "num_train_samples", "lr", "seed"], kind="stable"
     )
-    columns = [c for c in _RUN_COLUMNS if c[0] == "run_id" or counted[c[0]].notna().any()]
+    probed = [(name, name, "frozen features", _RUN_COLUMNS[4][3]) for name in probe_fractions(counted.columns)]
+    offered = (*_RUN_COLUMNS[:-1], *probed, _RUN_COLUMNS[-1])
+    columns = [c for c in offered if c[0] == "run_id" or counted[c[0]].notna().any()]
     heads = []
     for column, title, unit, _ in columns:
         small = f"<small>{escape(unit)}</small>" if unit else ""

@@ -16,13 +16,15 @@ import pandas as pd
 import yaml
 
 from vitlight.analysis.columns import COLUMNS, build_table, check_value
+from vitlight.analysis.evaluation_rows import evaluation_columns
+from vitlight.analysis.probes import read_probes
 from vitlight.analysis.published_words import family_of_arch
 from vitlight.errors import InputError
 
 __all__ = ["COLUMNS", "STATUSES", "find_run_dirs", "load_runs", "read_run"]
 
 SCHEMA = 1
-STATUSES = ("done", "diverged", "failed", "running")
+STATUSES = ("done", "diverged", "stopped", "failed", "running")
 
 # What a finished run must have: without any of these it has no place in a scaling plot.
 REQUIRED_WHEN_DONE = (
@@ -64,7 +66,8 @@ METRICS_TAIL_BYTES = 1 << 18  # of metrics.jsonl, enough for hundreds of rows; t
 
 
 def load_runs(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
-    """One row a run found at or beneath `paths`, in path order, with the columns COLUMNS.
+    """One row a run found at or beneath `paths`, in path order, with the columns COLUMNS, then those of `read_probes`, and
+    `wandb_url` where a run has a page on W&B.
 
     Integer columns are Int64 with NA; `train_flops` is an object column of Python integers, exact at any length;
     fractions lie in [0, 1]; `versions` and `rollbacks` (NA where there was none) are JSON text; times are ISO UTC. Raises
@@ -99,11 +102,11 @@ def _refuse(error: OSError) -> None:
 
 
 def read_run(run_dir: Path) -> dict[str, Any]:
-    """The row of one run, column -> value or None."""
+    """The row of one run, column -> value or None: COLUMNS, and where it was evaluated on further sets `top1_NAME`."""
     where = {"name": run_dir.parent.name, "run_id": run_dir.name, "run_dir": str(run_dir)}
     path = run_dir / "result.json"
     if not path.exists():
-        return _read_running(run_dir) | where | {"status": "running"}
+        return _read_running(run_dir) | where | {"status": "running"} | _wandb_page(run_dir)
     try:
         result = json.loads(path.read_bytes())
         if not isinstance(result, dict):
@@ -123,7 +126,15 @@ def read_run(run_dir: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         config = _from_config(run_dir / "experiment.yaml")
         return config | where | {"status": "failed", "reason": f"{path} can't be used: {error}"}
-    return record | {"run_dir": str(run_dir)} | {k: v for k, v in where.items() if record[k] is None}
+    record |= evaluation_columns(run_dir, record["image_size"]) | _wandb_page(run_dir)
+    own = {"run_dir": str(run_dir)} | {k: v for k, v in where.items() if record[k] is None}
+    return record | own | read_probes(run_dir, result)
+
+
+def _wandb_page(run_dir: Path) -> dict[str, str]:
+    """`wandb_url`, as the run noted it when W&B's server had taken it in."""
+    path = run_dir / "wandb" / "url"
+    return {"wandb_url": path.read_text().strip()} if path.is_file() else {}
 
 
 def _read_running(run_dir: Path) -> dict[str, Any]:

@@ -8,7 +8,9 @@ from typing import Any
 import pandas as pd
 
 from vitlight.analysis.columns import TABLE_COLUMNS
+from vitlight.analysis.evaluation_rows import is_set_column
 from vitlight.analysis.law_question import read_condition, select
+from vitlight.analysis.probes import is_probe_fraction, probe_fractions
 from vitlight.analysis.published import PREFIX, PUBLISHED, load_published
 from vitlight.analysis.quantities import (
     FLOP_CONVENTION,
@@ -121,8 +123,12 @@ def show(rows: pd.DataFrame, columns: Sequence[str] | None, as_json: bool) -> No
 
 
 def _main_columns(rows: pd.DataFrame) -> tuple[list[str], list[str]]:
-    """Those of _MAIN that have a value, but for what repeats another column; and apart those with one value in all rows."""
-    chosen = [name for name in _MAIN if rows[name].notna().any()]
+    """Those of _MAIN, and of evaluation sets and frozen features beside top1, that have a value, but for what repeats
+    another column; and apart those with one value in all rows."""
+    sets = [name for name in map(str, rows) if is_set_column(name) and name not in TABLE_COLUMNS]
+    sets += probe_fractions(rows.columns)
+    main = [*_MAIN[: _MAIN.index("top1") + 1], *sets, *_MAIN[_MAIN.index("top1") + 1 :]]
+    chosen = [name for name in main if rows[name].notna().any()]
     published = rows["is_published"].fillna(False)
     repeating = {"arch": rows["variant"].notna().all(), "run_id": published.all(), "source": not published.any()}
     chosen = [name for name in chosen if not repeating.get(name, False)]
@@ -137,7 +143,8 @@ def _text(name: str, value: Any) -> str:
         return format_si(value)
     if name in _SECONDS:
         return format_duration(float(value))
-    if TABLE_COLUMNS.get(name) == "fraction":
+    is_further = is_probe_fraction(name) or (is_set_column(name) and isinstance(value, float))
+    if TABLE_COLUMNS.get(name) == "fraction" or is_further:
         return format_percent(float(value), 2)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
