@@ -11,13 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from vitlight import __version__
-from vitlight.convert_command import add_convert_parser
+from vitlight.commands.convert import add_convert_parser
+from vitlight.commands.export import add_export_parser
+from vitlight.commands.inspect import add_inspect_parser
+from vitlight.commands.law import add_law_parser
+from vitlight.commands.predict import add_predict_parser
+from vitlight.commands.probe import add_probe_parser
+from vitlight.commands.report import add_report_parser
+from vitlight.commands.table import add_table_parser
+from vitlight.commands.transfer import add_transfer_parser
+from vitlight.commands.wandb import add_wandb_parser
 from vitlight.data.commands import add_data_parser
 from vitlight.errors import InputError, did_you_mean
-from vitlight.law_command import add_law_parser
-from vitlight.report_command import add_report_parser
 from vitlight.sweep.commands import add_sweep_parser
-from vitlight.table_command import add_table_parser
 
 if TYPE_CHECKING:
     from vitlight.training.experiment import ExperimentCLI
@@ -110,9 +116,15 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     add_data_parser(commands)
     add_sweep_parser(commands)
     add_table_parser(commands)
+    add_transfer_parser(commands)
     add_report_parser(commands)
     add_law_parser(commands)
+    add_wandb_parser(commands)
+    add_inspect_parser(commands)
+    add_probe_parser(commands)
     add_convert_parser(commands)
+    add_predict_parser(commands)
+    add_export_parser(commands)
     return parser, commands.choices
 
 
@@ -164,6 +176,9 @@ def _add_models_parser(commands: "argparse._SubParsersAction[_Parser]") -> None:
     models.add_argument("--precision", help="32, bf16-mixed, 16-mixed or bf16-true (default: 32)")
     models.add_argument("--optimizer", help="adamw or sgd (default: adamw)")
     models.add_argument("--checkpointing", action="store_true", help="with activation checkpointing by block")
+    models.add_argument(
+        "--keep-gradients", action="store_true", help="gradients stay between steps: DDP, or accumulated batches"
+    )
     models.add_argument("--device", help="cpu or cuda (default: cpu)")
     models.add_argument("--json", action="store_true", help="a JSON list of rows, or of ARCH one object")
     models.set_defaults(handler=_models)

@@ -118,6 +118,14 @@ VIT = {
     },
     "vit_finetune + vit_finetune/mlp_head": {"options": _JAX},
     "vit_finetune + vit_finetune/map_head": {"options": {"pool": "map", "gelu": "tanh"}},
+    "vit_finetune + vit_finetune/512": {"image_size": 512, "ema": 0.9999},
+    "vit_finetune + transfer/cifar10": {"classes": 10, "steps": 10_000, "eval_crop": 1.0},
+    "vit_finetune + transfer/cifar100": {"classes": 100, "steps": 10_000, "eval_crop": 1.0},
+    "vit_finetune + transfer/pets": {"classes": 37, "steps": 500, "warmup": 100 * 512, "eval_crop": 1.0},
+    "vit_finetune + transfer/flowers": {"classes": 102, "steps": 500, "warmup": 100 * 512, "eval_crop": 1.0},
+    "vit_finetune + transfer/vtab": {
+        **{"steps": 2500, "eval_crop": 1.0, "min_area": 1.0, "jitter_ratio": False, "others": {"flip": False}},
+    },
 }
 
 # arXiv 2106.04560, section 3; big_vision/configs/proj/scaling_laws/train_vit_g.py

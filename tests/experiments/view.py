@@ -55,7 +55,7 @@ def view(stack: str) -> dict[str, Any]:
     without_head = replace(optimizer, head_weight_decay=None)
     settings = without_head.build(torch.nn.Linear(2, 2)).defaults  # with what null stands for
     betas = settings.get("betas", (settings.get("beta1"), settings.get("beta2")))
-    batch, images = data.global_batch_size, IMAGES[data.num_classes]
+    batch, images = data.global_batch_size, IMAGES.get(data.num_classes, 0)  # 0: its duration is in images
     steps = model["duration"].num_steps(images, batch, forward_macs=1)
     others = {
         field.name: getattr(group, field.name)

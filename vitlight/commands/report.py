@@ -61,6 +61,7 @@ def _report(args: argparse.Namespace) -> int:
     folder = args.out if args.out is not None else _default_folder(args.sources)
     from vitlight.analysis.report import write_files
     from vitlight.analysis.report_data import gather_report
+    from vitlight.analysis.report_rates import state_rates
 
     report = gather_report(
         args.sources,
@@ -87,6 +88,9 @@ def _report(args: argparse.Namespace) -> int:
         print(json.dumps({"report": str(page)} | counts | {"wandb": shown}, indent=1))
         return 0
     print(f"report: {page}")
+    for one in report.rates:
+        for line in state_rates(one):
+            print(f"learning rate: {line}")
     if shown:
         print(shown)
     return 0
