@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vitlight.errors import InputError
     from vitlight.models import build_model, list_archs
     from vitlight.training.classifier import ImageClassifier
+    from vitlight.training.trained import load_trained
 
 __version__ = "0.1.0"
 
@@ -36,6 +37,7 @@ __all__ = [
     "load_index",
     "load_runs",
     "load_table",
+    "load_trained",
     "train_flops",
     "write_report",
     "write_shards",
@@ -54,6 +56,7 @@ _HOMES = {
     "load_index": "vitlight.data.index",
     "load_runs": "vitlight.analysis.runs",
     "load_table": "vitlight.analysis.tables",
+    "load_trained": "vitlight.training.trained",
     "train_flops": "vitlight.cost",
     "write_report": "vitlight.analysis.report",
     "write_shards": "vitlight.data.shards",
