@@ -19,9 +19,10 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import fields
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -31,7 +32,7 @@ from pages import write_measured
 
 from vitlight.sweep.executors import LocalExecutor
 from vitlight.sweep.outcomes import is_finished
-from vitlight.sweep.plan import PlannedCell, plan_sweep
+from vitlight.sweep.plan import PlannedCell, RecordedRun, plan_sweep
 from vitlight.sweep.runner import run_planned
 from vitlight.sweep.space import load_sweep
 from vitlight.sweep.status import read_result
@@ -42,22 +43,12 @@ BEAT_SECONDS = 0.5  # of leases, for --hosts; a host is dead after 6 s
 TARGETS = ("agent", "cell", "agent and cell")
 
 
-@dataclass(frozen=True)
-class TrivialRun:
-    """What a sweep knows of a run."""
-
-    run_id: str
-    run_dir: Path
-    trunk: None = None
-    settings: None = None
-    train_flops: int = 1
-    steps: int = 1
-
-
 def resolve(args: Any) -> Any:
     settings = dict(arg.removeprefix("--").split("=", 1) for arg in args[1:])
     name = f"cell-{settings['cell']}"
-    return TrivialRun(name, Path(settings["run.root"]) / settings["run.name"] / name)
+    run_dir = Path(settings["run.root"]) / settings["run.name"] / name
+    one = dict.fromkeys((field.name for field in fields(RecordedRun) if field.type == "int"), 1)
+    return RecordedRun(run_id=name, run_dir=run_dir, arch="trivial", family=None, **one)
 
 
 class Harness:
@@ -98,6 +89,8 @@ class Harness:
             if self.is_shared:
                 host.move_in()
             code = self._be_agent(host)
+        except Exception:
+            traceback.print_exc()
         finally:
             os._exit(code)
 

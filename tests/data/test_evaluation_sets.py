@@ -5,12 +5,14 @@ import json
 import numpy as np
 import pytest
 
+from tests.conftest import ROOT
 from tests.data.tars import image_bytes, write_tar
 from vitlight.data.datamodule import ShardedImages
 from vitlight.data.evaluation_sets import EvaluationSet, as_evaluation_sets, open_evaluation_sets
 from vitlight.data.labels import LabelSource
 from vitlight.data.training_set import IndexOptions
 from vitlight.errors import InputError
+from vitlight.training.experiment import ExperimentCLI
 
 LABELS = (2, 0, 1, 2, 3)  # of images 1 to 5
 
@@ -177,3 +179,14 @@ def test_each_loader_reads_the_evaluated_images_of_its_set_once(tiny_shards, sha
     assert [label for batch in first for label in batch["label"].tolist()] == [2, 1, 2, 0]
     assert [data.set_of_loader(i) and data.set_of_loader(i).name for i in range(3)] == [None, "real", "plain"]
     assert np.array_equal(data.opened_sets[0].rows, [0, 2, 3])
+
+
+def test_the_files_of_sets_are_taken_by_the_command_line(tiny_shards):
+    files = sorted((ROOT / "experiments" / "evaluation_sets").glob("*.yaml"))
+    assert [path.stem for path in files] == ["imagenet"]
+    base = f"--config={ROOT / 'experiments' / 'base.yaml'}"
+    words = ["test", base, f"--data.train={tiny_shards / 'train'}", "--model.arch=vit_nano1", "--data.num_classes=4"]
+    sets = ExperimentCLI([*words, f"--data.evaluation_sets={files[0]}"]).build_data().evaluation_sets
+    assert list(sets) == ["real", "v2", "objectnet", "a", "r", "sketch"]
+    assert sets["a"].restrict
+    assert sets["real"].label_file == "data/imagenet/real.json"

@@ -20,6 +20,8 @@ def stacks() -> list[str]:
     """Every recipe, as `deit3`, and every delta over each recipe that its first line names, as `deit3 + deit3/b16`."""
     names = recipes()
     for path in sorted(EXPERIMENTS.glob("*/*.yaml")):
+        if path.parent.name == "evaluation_sets":  # values of that setting of `data`
+            continue
         under = re.match(r"# Over ((?:\w+\.yaml(?: or )?)+): ", path.read_text())
         assert under is not None, f"{path} doesn't open with `# Over RECIPE.yaml: `"
         names += [f"{recipe} + {path.parent.name}/{path.stem}" for recipe in re.findall(r"(\w+)\.yaml", under[1])]

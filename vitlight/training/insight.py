@@ -21,7 +21,6 @@ from vitlight.training.classifier import ImageClassifier
 from vitlight.training.ema import WeightAverage
 from vitlight.training.ledger import EVALUATION
 from vitlight.training.run_settings import RunSettings
-from vitlight.training.sharded import ShardedStrategy
 
 __all__ = ["InsideViews", "own_images"]
 
@@ -44,14 +43,6 @@ class InsideViews(pl.Callback):
         self.every, self.num_images = settings.inspect_every, settings.inspect_images
         self.record, self.average = record, average
         self._pixels: Tensor | None = None
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """InputError: the weights are split over the ranks."""
-        if isinstance(trainer.strategy, ShardedStrategy):
-            raise InputError(
-                "run.inspect_every needs whole weights, and trainer.strategy=fsdp2 splits them: leave it out, and give "
-                "checkpoints to `vitlight inspect`"
-            )
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -30,6 +30,7 @@ from vitlight.training.resolve import ResolvedRun, resolve
 from vitlight.training.result import SUMMARY, build_result, describe
 from vitlight.training.rollback import note_rollback, read_rollbacks
 from vitlight.training.run_settings import RunSettings
+from vitlight.training.sharded import ShardedStrategy
 from vitlight.training.signals import StopSignals
 from vitlight.training.skipped import SkippedSamples
 from vitlight.training.start import agree_on_start
@@ -125,6 +126,11 @@ class _Fit:
             StopAtBoundary(stop, StopFile(run.path), self.checkpoints, evaluate_every, settings.rank_timeout_seconds),
         ]
         self.trainer = build_fit_trainer(cli, resolved, run, callbacks, evaluate_every)
+        if settings.inspect_every is not None and isinstance(self.trainer.strategy, ShardedStrategy):
+            raise InputError(
+                "run.inspect_every needs whole weights, and trainer.strategy=fsdp2 splits them: leave it out, and give "
+                "checkpoints to `vitlight inspect`"
+            )
 
     def _inside_views(self, average: WeightAverage | None) -> list[pl.Callback]:
         if self.settings.inspect_every is None:
