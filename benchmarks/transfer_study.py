@@ -2,7 +2,7 @@
 
     python benchmarks/transfer_study.py --data data/fashion_mnist --out OUT --markdown docs/results/transfer.md
 
-1. Pre-training: each size on 1,000, 8,000 and 64,000 generated images of 50 classes (28 px, grey), three seeds, all with
+1. Pre-training: each size on 1,000, 8,000 and 64,000 generated images of 20 classes (28 px, grey), three seeds, all with
    as many images seen, so that what differs is how many different ones.
 2. Rates: for each size, finetuning of seed 0 after the set in the middle, and training from scratch, at three learning rates
    each. The best on a held-out tenth of Fashion-MNIST's training images is taken for all seeds and sets.
@@ -41,7 +41,18 @@ class Study:
 
     def pretrain(self) -> pd.DataFrame:
         if not (self.images / "test" / "index").exists():
-            words = ("--num-train", max(self.sizes), "--num-test", "4000", "--num-classes", "50", "--image-size", "28")
+            words = (
+                "--num-train",
+                max(self.sizes),
+                "--num-test",
+                "4000",
+                "--num-classes",
+                "20",
+                "--image-size",
+                "28",
+                "--difficulty",
+                "0.1",
+            )
             vitlight("data", "synth", self.images, *words)
         cells = {
             "model.arch": {"values": self.archs},
@@ -49,7 +60,7 @@ class Study:
             "seed_everything": {"values": self.seeds},
             "model.duration.samples": {"value": self.arguments.samples},
         }
-        data = {"train": f"{self.images}/train", "test": f"{self.images}/test", "num_classes": 50}
+        data = {"train": f"{self.images}/train", "test": f"{self.images}/test", "num_classes": 20}
         return self._sweep("pretrain", cells, data | {"mean": 0.5, "std": 0.25})
 
     def choose_rates(self, pretrained: pd.DataFrame) -> dict[tuple[str, bool], float]:
