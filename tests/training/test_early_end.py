@@ -1,42 +1,27 @@
 """Runs that are asked to end early: where they do, on how many ranks, and what their results say."""
 
-import json
-
 import pytest
 
-from tests.conftest import fit_args as fit_args_fixture
+from tests.training.stopped_runs import args_for, at_moment, run_in, whole_run
 from tests.training.test_run import rows_without_times
-from tests.training.zygote import free_port, open_zygote, rank_environment
+from tests.training.zygote import free_port, rank_environment
 from vitlight.analysis import load_runs, summarise
-from vitlight.training.record import RunDirectory
 
 
-@pytest.fixture(scope="module")
-def zygote():
-    with open_zygote() as zygote:
-        yield zygote
+def on_any_ranks(tiny_shards, root):
+    return [*args_for(tiny_shards, root), "--trainer.devices=auto"]
 
 
-def args_for(tiny_shards, root, **at):
-    """12 steps, logged after every second one, evaluated after 4, 8 and 12."""
-    args = [*fit_args_fixture.__wrapped__(tiny_shards, root), "--data.eval_batch_size=8", "--trainer.devices=auto"]
-    if not at:
-        return args
-    callback = {"class_path": "tests.training.end_request_at.EndRequestAt", "init_args": {"once": f"{root}/once", **at}}
-    return [*args, f"--trainer.callbacks={json.dumps([callback])}"]
-
-
-def run_in(root):
-    (path,) = (root / "runs" / "tiny").iterdir()
-    return RunDirectory(path)
+def asked_to_end(tiny_shards, root, moment, step):
+    at = at_moment("end_request_at.EndRequestAt", root, moment=moment, step=step)
+    return [*on_any_ranks(tiny_shards, root), *at]
 
 
 @pytest.fixture(scope="module")
 def whole(zygote, tiny_shards, tmp_path_factory):
     """A run that nothing disturbed."""
     root = tmp_path_factory.mktemp("whole")
-    assert zygote.run(args_for(tiny_shards, root), root / "log") == 0, (root / "log").read_text()
-    return run_in(root)
+    return whole_run(zygote, on_any_ranks(tiny_shards, root), root)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +31,7 @@ def whole(zygote, tiny_shards, tmp_path_factory):
 def test_a_run_ends_where_it_next_logs_or_evaluates(
     zygote, whole, tiny_shards, tmp_path, moment, step, ended_at, num_ranks
 ):
-    log, args = tmp_path / "log", args_for(tiny_shards, tmp_path, moment=moment, step=step)
+    log, args = tmp_path / "log", asked_to_end(tiny_shards, tmp_path, moment, step)
     port = free_port()
     envs = [rank_environment(rank, num_ranks, port) if num_ranks > 1 else {} for rank in range(num_ranks)]
     codes = [zygote.exit_code(pid) for pid in [zygote.start(args, log, env) for env in envs]]
@@ -71,7 +56,7 @@ def test_a_run_ends_where_it_next_logs_or_evaluates(
 
 def test_a_request_at_the_horizon_comes_too_late(zygote, whole, tiny_shards, tmp_path):
     log = tmp_path / "log"
-    assert zygote.run(args_for(tiny_shards, tmp_path, moment="fit_val", step=12), log) == 0, log.read_text()
+    assert zygote.run(asked_to_end(tiny_shards, tmp_path, "fit_val", 12), log) == 0, log.read_text()
     run = run_in(tmp_path)
     assert run.read_result()["status"] == "done"
     assert rows_without_times(run) == rows_without_times(whole)

@@ -10,7 +10,6 @@ import torch
 from tests.conftest import tiny_sample
 from tests.data.tars import write_tar
 from tests.training.ranks import Ranks
-from tests.training.zygote import open_zygote
 from vitlight.analysis.runs import load_runs
 from vitlight.cli import main
 from vitlight.data.evaluation_sets import EvaluationSet, open_evaluation_sets
@@ -23,12 +22,6 @@ from vitlight.training.resolve import resolve_run
 from vitlight.training.trained import load_trained
 
 NUM_IMAGES = 23
-
-
-@pytest.fixture(scope="module")
-def zygote():
-    with open_zygote() as ready:
-        yield ready
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import pytest
 from tests.conftest import fit_args as fit_args_fixture
 from tests.training.ranks import Ranks
 from tests.training.test_run import assert_bit_equal, final_state, rows_without_times
-from tests.training.zygote import open_zygote
 from vitlight.cli import main
 from vitlight.errors import InputError
 from vitlight.training.frozen_features import FrozenFeatures
@@ -147,12 +146,6 @@ def test_a_run_that_measures_too_often_is_told_so():
     shares = {"data_wait": 0.0, "step": 0.4, "logging": 0.0, "checkpoint": 0.0, "evaluation": 0.6, "other": 0.0}
     line = verdict(shares, None, 2, RunSettings(few_shot_every=60), num_cores=8)
     assert line.endswith("; lower run.num_evaluations=10, or raise run.few_shot_every=60")
-
-
-@pytest.fixture(scope="module")
-def zygote():
-    with open_zygote() as server:
-        yield server
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])

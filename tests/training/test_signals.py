@@ -11,9 +11,9 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 
-from tests.conftest import fit_args as fit_args_fixture
+from tests.training.stopped_runs import args_for, at_moment, run_in, whole_run
 from tests.training.test_run import assert_bit_equal, final_state, rows_without_times
-from tests.training.zygote import free_port, open_zygote, rank_environment
+from tests.training.zygote import free_port, rank_environment
 from vitlight.errors import InputError
 from vitlight.training.record import RunDirectory
 from vitlight.training.run_settings import RunSettings
@@ -21,26 +21,8 @@ from vitlight.training.signals import StopSignals
 from vitlight.training.stopping import let_no_other_handle_signals
 
 
-@pytest.fixture(scope="module")
-def zygote():
-    with open_zygote() as zygote:
-        yield zygote
-
-
-def args_for(tiny_shards: Path, root: Path) -> list[str]:
-    """12 steps, evaluated after 4, 8 and 12, in batches of 8: a signal in an evaluation is noted before it ends."""
-    return [*fit_args_fixture.__wrapped__(tiny_shards, root), "--data.eval_batch_size=8"]
-
-
-def run_in(root: Path) -> RunDirectory:
-    (path,) = (root / "runs" / "tiny").iterdir()
-    return RunDirectory(path)
-
-
 def signal_at(root: Path, **values) -> list[str]:
-    values = {"once": str(root / "once"), **values}
-    value = [{"class_path": "tests.training.signal_at.SignalAt", "init_args": values}]
-    return [f"--trainer.callbacks={json.dumps(value)}"]
+    return at_moment("signal_at.SignalAt", root, **values)
 
 
 def assert_same_run(run: RunDirectory, whole: RunDirectory) -> None:
@@ -54,10 +36,8 @@ def assert_same_run(run: RunDirectory, whole: RunDirectory) -> None:
 
 @pytest.fixture(scope="module")
 def whole(zygote, tiny_shards, tmp_path_factory) -> RunDirectory:
-    """A run of one process that nothing disturbed."""
     root = tmp_path_factory.mktemp("whole")
-    assert zygote.run(args_for(tiny_shards, root), root / "log") == 0, (root / "log").read_text()
-    return run_in(root)
+    return whole_run(zygote, args_for(tiny_shards, root), root)
 
 
 @pytest.mark.parametrize(

@@ -1,43 +1,23 @@
 """Runs that a file asks to stop, as `vitlight sweep stop` does where no signal reaches."""
 
-import json
-
 import pytest
 
-from tests.conftest import fit_args as fit_args_fixture
+from tests.training.stopped_runs import args_for, at_moment, run_in, whole_run
 from tests.training.test_run import assert_bit_equal, final_state, rows_without_times
-from tests.training.zygote import free_port, open_zygote, rank_environment
+from tests.training.zygote import free_port, rank_environment
 from vitlight.training import stop_file
-from vitlight.training.record import RunDirectory
 from vitlight.training.stop_file import StopFile
 
 
-@pytest.fixture(scope="module")
-def zygote():
-    with open_zygote() as zygote:
-        yield zygote
-
-
-def args_for(tiny_shards, root, **at):
-    """12 steps, evaluated after 4, 8 and 12."""
-    args = [*fit_args_fixture.__wrapped__(tiny_shards, root), "--data.eval_batch_size=8"]
-    if not at:
-        return args
-    callback = {"class_path": "tests.training.stop_file_at.StopFileAt", "init_args": {"once": f"{root}/once", **at}}
-    return [*args, f"--trainer.callbacks={json.dumps([callback])}"]
-
-
-def run_in(root):
-    (path,) = (root / "runs" / "tiny").iterdir()
-    return RunDirectory(path)
+def asked_to_stop(tiny_shards, root, moment, step):
+    return [*args_for(tiny_shards, root), *at_moment("stop_file_at.StopFileAt", root, moment=moment, step=step)]
 
 
 @pytest.fixture(scope="module")
 def whole(zygote, tiny_shards, tmp_path_factory):
     """A run that nothing disturbed."""
     root = tmp_path_factory.mktemp("whole")
-    assert zygote.run(args_for(tiny_shards, root), root / "log") == 0, (root / "log").read_text()
-    return run_in(root)
+    return whole_run(zygote, args_for(tiny_shards, root), root)
 
 
 def assert_same_run(run, whole):
@@ -52,7 +32,7 @@ def assert_same_run(run, whole):
 def test_the_run_saves_and_ends_and_goes_on_in_spite_of_the_file(
     zygote, whole, tiny_shards, tmp_path, moment, step, stopped_at
 ):
-    log, args = tmp_path / "log", args_for(tiny_shards, tmp_path, moment=moment, step=step)
+    log, args = tmp_path / "log", asked_to_stop(tiny_shards, tmp_path, moment, step)
     assert zygote.run(args, log) == 75, log.read_text()
     run = run_in(tmp_path)
     assert f"stopped at step {stopped_at} of 12; the same command goes on\n" in log.read_text()
@@ -64,7 +44,7 @@ def test_the_run_saves_and_ends_and_goes_on_in_spite_of_the_file(
 
 
 def test_both_ranks_stop_at_one_step_where_the_first_finds_the_file(zygote, whole, tiny_shards, tmp_path):
-    args = [*args_for(tiny_shards, tmp_path, moment="train", step=3), "--trainer.devices=2", "--trainer.strategy=ddp"]
+    args = [*asked_to_stop(tiny_shards, tmp_path, "train", 3), "--trainer.devices=2", "--trainer.strategy=ddp"]
     port = free_port()
     logs = [tmp_path / f"log-{rank}" for rank in range(2)]
     pids = [zygote.start(args, logs[rank], rank_environment(rank, 2, port)) for rank in range(2)]

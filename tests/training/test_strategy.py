@@ -8,7 +8,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from tests.training.ranks import TOLERANCE, Ranks, assert_equal_training, losses
 from tests.training.test_run import assert_bit_equal, final_state, rows_without_times
-from tests.training.zygote import free_port, open_zygote, rank_environment
+from tests.training.zygote import free_port, rank_environment
 from vitlight.errors import InputError
 from vitlight.models import build_model
 from vitlight.training.record import RunDirectory
@@ -16,12 +16,6 @@ from vitlight.training.resolve import resolve_run
 from vitlight.training.sharded import ShardedStrategy
 from vitlight.training.strategy import ReplicatedStrategy, choose_strategy, launched_world
 from vitlight.training.trainer import build_trainer
-
-
-@pytest.fixture(scope="module")
-def zygote():
-    with open_zygote() as zygote:
-        yield zygote
 
 
 @pytest.fixture(scope="module")
