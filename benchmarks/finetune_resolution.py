@@ -34,25 +34,34 @@ ADAMW = (
     *("--model.optimizer.lr=5e-4", "--model.optimizer.weight_decay=1e-8", "--model.schedule.name=constant"),
     *("--model.schedule.warmup_samples=null", "--model.schedule.warmup_fraction=null", "--model.ema_decay=0.98"),
 )
-# By label: architecture, its options, how it is finetuned.
+LEARNED, FIXED = "{posemb: learned}", "{posemb: sincos2d}"
+# By label: architecture, its options at 28 px and at 56, how it is finetuned.
 NETWORKS = {
-    "vit_nano1, learned positions": ("vit_nano1", "{posemb: learned}", SGD),
-    "coatnet_nano1": ("coatnet_nano1", "{}", ADAMW),
-    "vit_nano1, fixed positions": ("vit_nano1", "{posemb: sincos2d}", SGD),
-    "vit_nano1, fixed positions on the first grid": ("vit_nano1", "{posemb: sincos2d, posemb_grid: 7}", SGD),
+    "vit_nano1, learned positions": ("vit_nano1", LEARNED, LEARNED, SGD),
+    "coatnet_nano1": ("coatnet_nano1", "{}", "{}", ADAMW),
+    "vit_nano1, fixed positions": ("vit_nano1", FIXED, FIXED, SGD),
+    # What a network gets that computes them anew: half of the coordinates are beyond those it was trained on.
+    "the same, positions computed anew": ("vit_nano1", FIXED, "{posemb: sincos2d, posemb_grid: 14}", SGD),
 }
 
 
-def fit(arguments: argparse.Namespace, network: str, seed: int, name: str, samples: int, *options: str) -> RunDirectory:
-    arch, model_options, _ = NETWORKS[network]
+def model_options(network: str, image_size: int) -> str:
+    _, at_28, at_56, _ = NETWORKS[network]
+    return f"--model.model_options={at_28 if image_size == 28 else at_56}"
+
+
+def fit(
+    arguments: argparse.Namespace, network: str, seed: int, image_size: int, name: str, samples: int, *options: str
+) -> RunDirectory:
     args = [
         "fit",
         f"--config={HERE / 'experiments' / 'base.yaml'}",
         f"--config={HERE / 'experiments' / 'fashion_mnist.yaml'}",
         f"--data.train={arguments.data / 'train'}",
         f"--data.test={arguments.data / 'test'}",
-        f"--model.arch={arch}",
-        f"--model.model_options={model_options}",
+        f"--model.arch={NETWORKS[network][0]}",
+        model_options(network, image_size),
+        f"--data.image_size={image_size}",
         f"--seed_everything={seed}",
         f"--model.duration={{epochs: null, samples: {samples}, min_samples: 0}}",
         f"--run.root={arguments.out}",
@@ -68,14 +77,15 @@ def fit(arguments: argparse.Namespace, network: str, seed: int, name: str, sampl
     return RunDirectory(resolve_run(args).run_dir)
 
 
-def tested_at(run: RunDirectory, image_size: int) -> float:
+def tested_at(run: RunDirectory, network: str, image_size: int) -> float:
     """Top-1 of the run's last checkpoint on the test set at that size, with nothing trained."""
-    known = run.path / f"tested_at_{image_size}.json"
+    known = run.path / f"tested_at_{image_size}_{list(NETWORKS).index(network)}.json"
     if not known.exists():
         checkpoint = max(run.checkpoints.glob("step-*.ckpt"))
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
-            code = vitlight(["test", f"--ckpt_path={checkpoint}", f"--data.image_size={image_size}"])
+            size = f"--data.image_size={image_size}"
+            code = vitlight(["test", f"--ckpt_path={checkpoint}", size, model_options(network, image_size)])
         assert code == 0
         known.write_text(out.getvalue().splitlines()[-1])
     return float(json.loads(known.read_text())["top1"])
@@ -87,6 +97,7 @@ def measure(arguments: argparse.Namespace, network: str, seed: int) -> dict[str,
         arguments,
         network,
         seed,
+        28,
         "crops_28",
         arguments.samples,
         "--data.augmentation.min_area=0.08",
@@ -94,21 +105,22 @@ def measure(arguments: argparse.Namespace, network: str, seed: int) -> dict[str,
         "--run.checkpoint_every_steps=100000",
     )
     checkpoint = max(first.checkpoints.glob("step-*.ckpt"))
-    tops = {"28 px": float(first.read_result()["top1"]), "at 56 px, untrained": tested_at(first, 56)}  # type: ignore[index]
+    result: dict[str, Any] = first.read_result() or {}
+    tops = {"28 px": float(result["top1"]), "at 56 px, untrained": tested_at(first, network, 56)}
     for size in (56, 28):
         again = fit(
             arguments,
             network,
             seed,
+            size,
             f"crops_{size}_finetuned",
             arguments.finetune_samples,
-            f"--data.image_size={size}",
             f"--model.weights={checkpoint}",
             "--model.label_smoothing=0.1",
             "--run.checkpoint_every_steps=100000",
-            *NETWORKS[network][2],
+            *NETWORKS[network][3],
         )
-        result: dict[str, Any] = again.read_result() or {}
+        result = again.read_result() or {}
         tops["finetuned at 56 px" if size == 56 else "finetuned at 28 px"] = float(result["top1"])
     return {phase: 100 * top1 for phase, top1 in tops.items()}
 

@@ -140,7 +140,7 @@ def _fit(args: list[str]) -> int:
 
 def _evaluate(args: list[str]) -> int:
     cli = _parse_experiment(args)
-    from vitlight.training.run import evaluate
+    from vitlight.training.evaluate import evaluate
 
     return evaluate(cli)
 

@@ -64,6 +64,13 @@ def test_the_rate_is_chosen_on_held_out_images_and_read_on_the_test_set(folder):
     assert not cell.is_edge
 
 
+def test_of_equal_settings_those_with_the_lowest_rate_are_taken(folder):
+    for lr in (0.03, 0.001, 0.01):
+        folder.add("pets", 0.9 + lr, 0.80, lr=lr)
+    (cell,) = build_transfer_table([folder.path]).cells.values()
+    assert (cell.lr, cell.values, cell.is_edge) == (0.001, (0.901,), True)
+
+
 def test_runs_on_all_images_stand_for_their_cell(folder):
     folder.add("pets", 0.90, 0.85, lr=0.01)
     folder.add("pets", 0.89, 0.80, lr=0.03)

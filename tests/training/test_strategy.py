@@ -162,7 +162,7 @@ def test_a_last_save_that_fails_ends_every_rank_alike(ranks, way):
         f"--run.checkpoint_async={json.dumps(way == 'in the background')}",
         "--run.rank_timeout_seconds=60",
     )
-    said = ranks.start(2, args, expected=2).splitlines()
-    told = [line for line in said if "step-000000012.ckpt could not be saved: Not a directory" in line]
+    said = ranks.start(2, args, expected=2)
+    told = [line for line in said.splitlines() if "step-000000012.ckpt could not be saved: Not a directory" in line]
     assert [line.split()[1] for line in told] == ["checkpoint", "error:", "error:"], said
     assert RunDirectory(resolve_run(args).run_dir).read_result()["status"] == "failed"

@@ -2,8 +2,9 @@
 
 A task is the folder of its training shards (`data/pets/train` is `pets`) and the part of them that is trained on, a
 checkpoint what `model.weights` names. Of runs of one checkpoint and task that differ in more than their seed, the
-settings with the highest mean `val_top1` are taken; `top1` on the test set chooses nothing. Runs on all training images
-(`data.val_fraction=0`) have no such part, and stand for their cell alone: they are what the choice was made for.
+settings with the highest mean `val_top1` are taken (of equal ones the lowest rate's); `top1` on the test set chooses
+nothing. Runs on all training images (`data.val_fraction=0`) have no such part, and stand for their cell alone: they are what
+the choice was made for.
 """
 
 import json
@@ -261,13 +262,15 @@ def _cell(
 
 
 def _best(groups: Sequence[list[_Run]]) -> list[_Run] | None:
-    """The group with the highest mean val_top1, of equal ones the first; None where there are several and no val_top1."""
+    """The group with the highest mean val_top1, of equal ones that with the lowest rate; None where there are several and no
+    val_top1."""
     if len(groups) == 1:
         return groups[0]
     means = [_mean_val(group) for group in groups]
     if any(mean is None for mean in means):
         return None
-    return max(zip(groups, means, strict=True), key=lambda pair: pair[1] or -math.inf)[0]
+    ranked = zip(groups, means, strict=True)
+    return max(ranked, key=lambda pair: (pair[1] or -math.inf, -(pair[0][0].lr or 0.0)))[0]
 
 
 def _mean_val(group: Sequence[_Run]) -> float | None:

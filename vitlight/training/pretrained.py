@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,9 +16,18 @@ from vitlight.errors import InputError
 from vitlight.models.checkpoint_folder import is_checkpoint_folder
 from vitlight.models.hub import fetch_weights, is_remote
 from vitlight.models.layouts.resize import Grids, can_be_resized, resize
+from vitlight.models.position_grid import fixed_position_grid, keep_position_grid
 from vitlight.models.weights import load_weights
 
-__all__ = ["check_weights_settings", "load_pretrained", "locate_weights", "resize_to_fit", "weights_digest"]
+__all__ = [
+    "check_weights_settings",
+    "describe_fixed_positions",
+    "load_pretrained",
+    "locate_weights",
+    "options_for_weights",
+    "resize_to_fit",
+    "weights_digest",
+]
 
 
 def check_weights_settings(
@@ -82,6 +92,7 @@ def load_pretrained(
             f"model.weights_head)"
         ) from error
     resized = "".join(f", {name} resized from {before} to {now}" for name, (before, now) in report.resized.items())
+    resized += "".join(f", {line}" for line in describe_fixed_positions(model))
     fresh = ", fresh head" if head == "fresh" else ""
     ignored = f", {len(report.ignored)} tensors ignored" if report.ignored else ""
     return f"{shown(source)}: {report.num_tensors} tensors in {report.layout}'s layout{resized}{fresh}{ignored}"
@@ -89,7 +100,7 @@ def load_pretrained(
 
 def resize_to_fit(model: nn.Module, state: dict[str, Any], prefix: str) -> None:
     """Bring position embeddings and relative biases in `state`, whose names begin with `prefix`, to the model's resolution,
-    and say so in a line.
+    and say so in a line, as of fixed embeddings that the model has computed so.
 
     InputError where another tensor has another shape than in the model.
     """
@@ -104,12 +115,41 @@ def resize_to_fit(model: nn.Module, state: dict[str, Any], prefix: str) -> None:
                 f"model.arch, its options and data.num_classes must be those of the checkpoint's run"
             )
         state[prefix + name], resized[name] = resize(name, saved, live.shape)
-    if resized and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+    said = describe_fixed_positions(model)
+    if resized:
         (name, (before, after)), more = next(iter(resized.items())), len(resized) - 1
         others = f", and {more} more tensors" if more else ""
-        print(
-            f"checkpoint: {name} resized from {before[0]}x{before[1]} to {after[0]}x{after[1]}{others}", file=sys.stderr
-        )
+        said.append(f"{name} resized from {before[0]}x{before[1]} to {after[0]}x{after[1]}{others}")
+    if said and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        print(f"checkpoint: {', '.join(said)}", file=sys.stderr)
+
+
+def describe_fixed_positions(model: nn.Module) -> list[str]:
+    """A line where the model's fixed position embeddings are those of another grid than its own."""
+    config: Any = getattr(model, "config", None)
+    grid = getattr(config, "posemb_grid", None)
+    if grid in (None, getattr(config, "grid", None)):
+        return []
+    return [f"fixed positions between those of a {grid}x{grid} grid, for {config.grid}x{config.grid}"]
+
+
+def options_for_weights(
+    source: str, arch: str, options: dict[str, Any] | None, image_size: int, runs: Path
+) -> dict[str, Any] | None:
+    """model_options of a network that starts from the weights `source`: fixed position embeddings keep the grid of the run
+    that they are of (`keep_position_grid`). Weights of no run leave the options as they are. Where the run is gone, what the
+    newest run below `runs` from the same source has recorded counts. InputError as in `build_model`."""
+    if is_remote(source) or fixed_position_grid(arch, options, image_size) is None:
+        return options
+    from vitlight.training.found_run import read_experiment, run_of  # which asks this module for digests
+
+    trained: Mapping[str, Any] | None = None
+    try:
+        run = run_of(locate_weights(source))
+        trained = None if run is None else read_experiment(run)
+    except InputError:
+        trained = _recorded_experiment(source, runs)
+    return options if trained is None else keep_position_grid(arch, options, image_size, trained)
 
 
 def weights_digest(source: str, expected: str | None, runs: Path) -> str:
@@ -126,10 +166,16 @@ def weights_digest(source: str, expected: str | None, runs: Path) -> str:
 
 
 def _recorded_digest(source: str, runs: Path) -> str | None:
+    recorded = _recorded_experiment(source, runs)
+    return None if recorded is None else str(recorded["model"]["weights_digest"])
+
+
+def _recorded_experiment(source: str, runs: Path) -> dict[str, Any] | None:
+    """The settings of the newest run below `runs` that starts from `source`."""
     for path in sorted(runs.glob("*/experiment.yaml"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
-        model = yaml.safe_load(path.read_text())["model"]
-        if model.get("weights") == source and model.get("weights_digest"):
-            return str(model["weights_digest"])
+        settings: dict[str, Any] = yaml.safe_load(path.read_text())
+        if settings["model"].get("weights") == source and settings["model"].get("weights_digest"):
+            return settings
     return None
 
 

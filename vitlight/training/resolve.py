@@ -16,7 +16,7 @@ from vitlight.training.identity import lineage_id, run_id, trunk_id
 from vitlight.training.meta_network import network_on_meta, network_to_plan
 from vitlight.training.network_parts import set_head_bias
 from vitlight.training.origin import Trunk
-from vitlight.training.pretrained import weights_digest
+from vitlight.training.pretrained import options_for_weights, weights_digest
 from vitlight.training.record import RunDirectory
 
 __all__ = ["ImageSet", "ResolvedRun", "Resolver", "resolve", "resolve_run"]
@@ -134,6 +134,8 @@ def _resolve(
     if model["weights"] is not None:
         digest = weights_digest(model["weights"], model["weights_digest"], folder)
         cli.settings.model.weights_digest = digest  # so that experiment.yaml names the run even without the file
+        given = (model["arch"], model["model_options"], data.image_size)
+        cli.settings.model.model_options = options_for_weights(model["weights"], *given, folder)
     if run.extend is not None:
         _check_extension(cli.settings, folder / run.extend, images.digest, digest, horizon)
     name = run_id(cli.settings, images.digest, digest, run.extend)

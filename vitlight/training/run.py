@@ -1,6 +1,5 @@
-"""Runs what an experiment says: fit (new, resumed or already done), validate, test."""
+"""Runs what an experiment says: new, resumed or already done."""
 
-import json
 import sys
 from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
@@ -21,7 +20,6 @@ from vitlight.training.divergence import Diverged, Divergence, set_aside
 from vitlight.training.early_end import EarlyEnd, EndedEarly
 from vitlight.training.ema import WeightAverage
 from vitlight.training.experiment import ExperimentCLI
-from vitlight.training.found_run import find_checkpoint
 from vitlight.training.frozen_features import FrozenFeatures
 from vitlight.training.origin import LeavesTrunk, begin, read_origin
 from vitlight.training.pretrained import locate_weights
@@ -36,11 +34,11 @@ from vitlight.training.skipped import SkippedSamples
 from vitlight.training.start import agree_on_start
 from vitlight.training.stop_file import StopFile
 from vitlight.training.stopping import StopAtBoundary, Stopped, is_launched_by_lightning, let_no_other_handle_signals
-from vitlight.training.trainer import build_fit_trainer, build_trainer, show_on_wandb
+from vitlight.training.trainer import build_fit_trainer, show_on_wandb
 from vitlight.training.wandb import is_new_to_agent, is_rank_zero
 from vitlight.training.wandb_run import conclude
 
-__all__ = ["DIVERGED", "evaluate", "fit"]
+__all__ = ["DIVERGED", "fit"]
 
 DIVERGED = 3  # exit code of a run whose loss is no longer finite
 
@@ -271,30 +269,3 @@ class _Fit:
             self.trainer, {name: result[name] for name in SUMMARY}, 0 if status in ("done", "stopped") else 1
         )
         return result
-
-
-def evaluate(cli: ExperimentCLI) -> int:
-    """`validate` or `test` of one checkpoint: prints the exact counts as one JSON line, and one for each evaluation set,
-    which the checkpoint's run keeps, too."""
-    if cli.settings.ckpt_path is None:
-        raise InputError("--ckpt_path is not given; name a run, runs/NAME/RUN_ID, or one of its checkpoints")
-    data, checkpoint = cli.build_data(), find_checkpoint(Path(cli.settings.ckpt_path))
-    data.prepare()
-    split = "val" if cli.subcommand == "validate" else "test"
-    if split == "val" and not len(data.val_ids):
-        raise InputError("data.val_fraction=0.0 leaves no validation images; use `vitlight test` or hold some out")
-    model = cli.build_model()
-    arguments = {**cli.build_trainer_settings(), "logger": False, "callbacks": []}
-    arguments["enable_progress_bar"] = bool(arguments.get("enable_progress_bar"))
-    trainer = build_trainer(
-        **arguments, enable_checkpointing=False, use_distributed_sampler=False, default_root_dir=checkpoint.parent
-    )
-    run = trainer.validate if split == "val" else trainer.test
-    run(model, datamodule=data, ckpt_path=checkpoint, verbose=False, weights_only=True)
-    if trainer.is_global_zero:
-        for result in [*({"split": split, **counts} for counts in model.results.values()), *model.set_scores.results]:
-            print(json.dumps({"checkpoint": str(checkpoint), **result}))
-        evaluated = RunDirectory(checkpoint.absolute().parent.parent)
-        if evaluated.experiment_path.is_file():
-            model.set_scores.keep(evaluated.path)
-    return 0

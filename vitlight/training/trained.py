@@ -18,6 +18,7 @@ from vitlight.errors import InputError
 from vitlight.models import arch_family, build_model
 from vitlight.models.checkpoint_folder import is_checkpoint_folder
 from vitlight.models.hub import is_remote
+from vitlight.models.position_grid import keep_position_grid
 from vitlight.models.preprocessing import usual_preprocessing
 from vitlight.models.weight_files import read_state
 from vitlight.models.weight_sizes import sizes_in
@@ -32,7 +33,7 @@ from vitlight.training.found_run import (
     run_of,
 )
 from vitlight.training.memory_format import choose_memory_format
-from vitlight.training.pretrained import locate_weights, weights_digest
+from vitlight.training.pretrained import describe_fixed_positions, locate_weights, weights_digest
 
 __all__ = ["TrainedModel", "load_trained"]
 
@@ -113,9 +114,9 @@ def load_trained(
     run, in its directory or with its experiment.yaml beside it; `timm:NAME[.TAG]`, timm's weights of that name from its hub;
     or, with `arch`, a file of weights, a URL or `hf-hub:ORG/NAME` (`model_options` and `layout` as in `fit`).
 
-    With another `image_size` than it was trained at, position embeddings and relative biases are resized, and the line
-    `source` says so. Loading draws no random numbers of the caller's. Raises InputError for what doesn't exist, what can't
-    be read and what doesn't fit.
+    With another `image_size` than it was trained at, position embeddings and relative biases are resized, fixed embeddings
+    of a run are those of its grid, and the line `source` says so. Loading draws no random numbers of the caller's. Raises
+    InputError for what doesn't exist, what can't be read and what doesn't fit.
     """
     text = str(source)
     options = dict(model_options or {})
@@ -180,14 +181,13 @@ def _of_run(path: Path, run: Path, settings: Mapping[str, Any], image_size: int 
     digest, checkpoint = checkpoint_digest(path), read_checkpoint(path)
     size, channels = data["image_size"] if image_size is None else image_size, data["channels"]
     state = read_state({name: checkpoint[name] for name in checkpoint if name != "vitlight"})
-    network, report = _loaded(
-        model["arch"], data["num_classes"], size, channels, model.get("model_options") or {}, state, "vitlight", path
-    )
+    options = keep_position_grid(model["arch"], model.get("model_options"), size, settings) or {}
+    network, report = _loaded(model["arch"], data["num_classes"], size, channels, options, state, "vitlight", path)
     samples = checkpoint["vitlight"]["step"] * data["global_batch_size"]
     said = [f"{run}: {path.name}, {samples:,} samples seen"]
     if model.get("ema_decay") is not None:
         said.append("average of the weights")
-    said += _other_size(report, data["image_size"], size)
+    said += _other_size(report, network, data["image_size"], size)
     memory_format = choose_memory_format(model.get("memory_format", "auto"), network, "cpu", "32-true")
     return TrainedModel(
         network=network.to(memory_format=memory_format),  # type: ignore[call-overload]
@@ -232,7 +232,7 @@ def _of_weights(
         timm_name = source.removeprefix("hf-hub:timm/").partition("@")[0].partition("/")[0]
     how = usual_preprocessing(arch, timm_name).for_channels(channels)
     digest = weights_digest(str(file), None, file.parent)
-    said = [f"{shown(source)}: {arch} in {report.layout}'s layout", *_other_size(report, trained_size, size)]
+    said = [f"{shown(source)}: {arch} in {report.layout}'s layout", *_other_size(report, network, trained_size, size)]
     mean, std = (" ".join(f"{value:g}" for value in dict.fromkeys(values)) for values in (how.mean, how.std))
     said.append(f"normalised with mean {mean} and std {std}, crop {how.crop_fraction:g} ({how.whose})")
     memory_format = choose_memory_format("auto", network, "cpu", "32-true")
@@ -271,10 +271,11 @@ def _loaded(
     return network.eval().requires_grad_(False), report
 
 
-def _other_size(report: LoadReport, trained_size: int, image_size: int) -> list[str]:
+def _other_size(report: LoadReport, network: nn.Module, trained_size: int, image_size: int) -> list[str]:
     if image_size == trained_size:
         return []
-    return [f"at {image_size} px in place of {trained_size}", *report.describe_resized()]
+    resized = [*report.describe_resized(), *describe_fixed_positions(network)]
+    return [f"at {image_size} px in place of {trained_size}", *resized]
 
 
 def _per_channel(value: float | list[float], num_channels: int) -> tuple[float, ...]:
