@@ -112,13 +112,13 @@ def _fit(case: LoopCase, arguments: list[str], clock: _Clock, rank: int) -> None
     from vitlight.data.datamodule import ShardedImages
     from vitlight.training.classifier import ImageClassifier
 
-    original, loader = ImageClassifier.training_step, ShardedImages.train_dataloader
+    original, loader = ImageClassifier.on_train_batch_start, ShardedImages.train_dataloader
 
-    def training_step(self: Any, batch: Any, batch_idx: int) -> Any:
+    def on_train_batch_start(self: Any, batch: Any, batch_idx: int) -> None:
         clock.begin_step()
-        return original(self, batch, batch_idx)
+        original(self, batch, batch_idx)
 
-    ImageClassifier.training_step = training_step  # type: ignore[method-assign]
+    ImageClassifier.on_train_batch_start = on_train_batch_start  # type: ignore[method-assign]
     if case.held:
         ShardedImages.train_dataloader = lambda self: _Held(loader(self))  # type: ignore[method-assign,assignment,return-value]
     code = main(arguments)

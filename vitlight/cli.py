@@ -23,6 +23,7 @@ from vitlight.commands.transfer import add_transfer_parser
 from vitlight.commands.wandb import add_wandb_parser
 from vitlight.data.commands import add_data_parser
 from vitlight.errors import InputError, did_you_mean
+from vitlight.messages import say
 from vitlight.sweep.commands import add_sweep_parser
 
 if TYPE_CHECKING:
@@ -45,21 +46,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. Bad input is one line on standard error and 2."""
     args = list(sys.argv[1:] if argv is None else argv)
     original, warnings.formatwarning = warnings.formatwarning, _format_warning
+    had_ranks = _has_process_group()
     try:
         return _dispatch(args)
     except InputError as error:
         if os.environ.get("VITLIGHT_DEBUG") == "1":
             traceback.print_exc()
-        print(f"vitlight: error: {_message(error)}", file=sys.stderr)
+        say(f"vitlight: error: {_message(error)}")
         return 2
     except BrokenPipeError:  # the reader of our output went away: `vitlight models | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print("vitlight: interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        say("vitlight: interrupted; the same command goes on where this one stopped")
         return 130
     finally:
         warnings.formatwarning = original
+        if not had_ranks and _has_process_group():
+            # Threads of gloo that still run when the interpreter ends abort the process, some times in a hundred.
+            sys.modules["torch.distributed"].destroy_process_group()
+
+
+def _has_process_group() -> bool:
+    """Without the second that importing torch takes."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
 
 
 def _format_warning(

@@ -1,11 +1,11 @@
 """`vitlight convert`: weights from one project's files to another's, checked tensor by tensor."""
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitlight.errors import InputError
+from vitlight.messages import say
 
 if TYPE_CHECKING:
     from torch import nn
@@ -70,10 +70,9 @@ def _convert(args: argparse.Namespace) -> int:
         raise InputError(f"{args.source}: {error}{where}") from error
     write_state(convert_state(model, target_layout), args.target)
     if target_layout == "timm" and (unlike := _unlike_timm(model)):
-        print(
+        say(
             f"vitlight: note: timm's coatnet_N_224 are other networks than {args.target}, they have {', '.join(unlike)}; "
-            "configure timm's model as ours",
-            file=sys.stderr,
+            "configure timm's model as ours"
         )
     print(f"{args.source} ({report.layout}): {_summary(args.arch, model, report)} -> {args.target} ({target_layout})")
     return 0

@@ -2,13 +2,13 @@
 
 import argparse
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from vitlight.commands.model_arguments import add_model_arguments, load_from_arguments
 from vitlight.errors import InputError
+from vitlight.messages import say
 
 __all__ = ["add_export_parser"]
 
@@ -63,7 +63,7 @@ def _export(args: argparse.Namespace) -> int:
         check_target(target)
     images = ImageSet(args.check_images) if args.check_images else None
     trained = load_from_arguments(args)
-    print(f"model: {trained.source}", file=sys.stderr)
+    say(f"model: {trained.source}")
     parities = export_model(
         trained,
         targets,

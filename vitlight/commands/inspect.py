@@ -2,13 +2,13 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitlight.commands.model_arguments import add_model_arguments, load_from_arguments
 from vitlight.errors import InputError
+from vitlight.messages import say
 
 if TYPE_CHECKING:
     import torch
@@ -240,4 +240,4 @@ def _show(insight: "Insight") -> None:
             table.add_row(field.label, str(field.stride), f"{field.radius_50:.3g}", f"{field.radius_90:.3g}")
         console.print(table)
     for line in insight.missing:
-        print(line, file=sys.stderr)
+        say(line)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitlight.commands.model_arguments import add_model_arguments, load_from_arguments
 from vitlight.errors import InputError
+from vitlight.messages import say
 
 if TYPE_CHECKING:
     from vitlight.prediction.output import PredictionFile
@@ -89,17 +90,14 @@ def _predict(args: argparse.Namespace) -> int:
     images, device = ImageSet(args.images, args.image_part), choose_device(args.device)
     trained = _with_names(load_from_arguments(args), args.class_names)
     columns = _columns(args, trained, images)
-    print(f"model: {trained.source}", file=sys.stderr)
+    say(f"model: {trained.source}")
     if trained.loss.startswith("sigmoid"):
-        print(
-            f"trained with loss {trained.loss}: each class has a probability of its own, and they don't sum to 1",
-            file=sys.stderr,
-        )
+        say(f"trained with loss {trained.loss}: each class has a probability of its own, and they don't sum to 1")
     file = None
     if path is not None:
         file = PredictionFile(path, columns, _identity(trained, images, args), args.overwrite)
         if file.num_done:
-            print(f"{file.partial}: goes on after {file.num_done:,} images", file=sys.stderr)
+            say(f"{file.partial}: goes on after {file.num_done:,} images")
     num_images, num_errors = _run(args, trained, images, columns, file, device)
     said = f"{num_images - num_errors:,} of {num_images:,} images predicted"
     if num_errors:
@@ -107,7 +105,7 @@ def _predict(args: argparse.Namespace) -> int:
     if args.json and path is not None:
         facts = {"output": str(path), "num_images": num_images, "num_errors": num_errors, "model": trained.source}
         print(json.dumps(facts))
-    print(said if path is None else f"{path}: {said}", file=sys.stderr)
+    say(said if path is None else f"{path}: {said}")
     return 1 if num_errors else 0
 
 

@@ -2,12 +2,12 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitlight.commands.model_arguments import add_model_arguments, load_from_arguments
 from vitlight.errors import InputError
+from vitlight.messages import say
 
 if TYPE_CHECKING:
     from vitlight.training.probing import Report
@@ -94,7 +94,7 @@ def _probe(args: argparse.Namespace) -> int:
     else:
         _show(report)
     if path is not None:
-        print(f"kept in {path}", file=sys.stderr)
+        say(f"kept in {path}")
     return 0
 
 

@@ -6,10 +6,8 @@ from typing import Literal
 import lightning.pytorch as pl
 import numpy as np
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vitlight.data.augment import Augmentation
@@ -21,7 +19,8 @@ from vitlight.data.index import ShardIndex
 from vitlight.data.labels import LabelSource
 from vitlight.data.loader import World, evaluation_requests, training_requests
 from vitlight.data.mixing import Mixing
-from vitlight.data.normalize import normalized
+from vitlight.data.normalize import Normalization, per_channel
+from vitlight.data.on_device import finish_batch, move_batch
 from vitlight.data.plan import EvalPlan
 from vitlight.data.shared_loader import SharedLoader
 from vitlight.data.sources import default_cache_dir, shown
@@ -138,7 +137,8 @@ class ShardedImages(pl.LightningDataModule):
             seed=subset_seed,
         )
         self.augmentation, self.mixing, self.eval_crop = augmentation, mixing, eval_crop
-        self.mean, self.std = self._per_channel("mean", mean), self._per_channel("std", std)
+        self.mean, self.std = per_channel("mean", mean, channels), per_channel("std", std, channels)
+        self.normalization = Normalization(self.mean, self.std)
         self.window_shards, self.num_streams, self.num_repeats = window_shards, num_streams, num_repeats
         self.num_workers, self.max_skipped_samples, self.seed = num_workers, max_skipped_samples, seed
         self.cache = ShardCache(
@@ -148,14 +148,6 @@ class ShardedImages(pl.LightningDataModule):
         self.shared_loader, self.start_step = shared_loader, 0
         self.num_steps: int | None = None
         self._prepared = False
-
-    def _per_channel(self, name: str, value: float | list[float]) -> Tensor:
-        values = [float(v) for v in value] if isinstance(value, list) else [float(value)] * self.channels
-        if len(values) != self.channels:
-            raise InputError(f"data.{name} has {len(values)} values for data.channels={self.channels}")
-        if name == "std" and min(values) <= 0:
-            raise InputError(f"data.std={value} is not positive")
-        return torch.tensor(values).view(1, self.channels, 1, 1)
 
     def prepare(self) -> None:
         """Load or build the indexes, choose the subset, make the plans. Idempotent; everything that can be wrong with the
@@ -199,9 +191,7 @@ class ShardedImages(pl.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         self.prepare()
-        if (
-            stage in ("fit", "test") and not self.opened_sets
-        ):  # what is wrong with them shows before a run, not at its end
+        if stage in ("fit", "test") and not self.opened_sets:  # a fault in them shows before a run, not at its end
             names = self.train_indexes[0].class_names
             self.opened_sets, notes = open_evaluation_sets(
                 self.evaluation_sets, self.num_classes, names, self.index_options
@@ -304,15 +294,13 @@ class ShardedImages(pl.LightningDataModule):
         loaders = [self._eval_loader((index,), rows) for index, rows in sets]
         return loaders if self.evaluation_sets else loaders[0]
 
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Lightning's own would walk through the batch as through any nested collection."""
+        return move_batch(batch, device)
+
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """On the device: uint8 pixels -> normalised float32, mixed; `target` (B, K) where one label can't say it."""
-        batch = {**batch, "image": normalized(batch["image"], self.mean, self.std)}
+        """On the device, `finish_batch`; evaluation sets bring labels of their own."""
         tests_sets = bool(self.opened_sets) and self.trainer is not None and self.trainer.testing
         is_of_set = tests_sets and self.set_of_loader(dataloader_idx) is not None
-        if (self.is_multi_label and not is_of_set) or "mixing" in batch:
-            target = F.one_hot(batch["label"], self.num_classes).float()
-            target[batch["more_rows"], batch["more_labels"]] = 1.0
-            batch["target"] = target
-        if "mixing" in batch:
-            batch["image"], batch["target"] = self.mixing.apply(batch["image"], batch["target"], batch["mixing"])
-        return batch
+        is_multi_label = self.is_multi_label and not is_of_set
+        return finish_batch(batch, self.normalization, self.mixing, self.num_classes, is_multi_label=is_multi_label)

@@ -4,7 +4,6 @@ import errno
 import hashlib
 import os
 import random
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from vitlight.data.cache_space import CacheFolder, Note
 from vitlight.data.remote import Remote, Timeouts, TransientFault, open_remote
 from vitlight.data.sources import is_pipe, shown
 from vitlight.errors import InputError
+from vitlight.messages import say
 
 __all__ = ["Cancelled", "FetchPolicy", "Fetcher", "wait"]
 
@@ -117,11 +117,9 @@ class Fetcher:
                     self._rewind(0)
                 self._folder.count_retry()
                 if attempt >= _SAID_FROM_ATTEMPT:
-                    print(
+                    say(
                         f"vitlight: {shown(self._shard)}: {fault}; attempt {attempt + 1} of {self._policy.num_attempts} "
-                        f"in {pause:.0f} s",
-                        file=sys.stderr,
-                        flush=True,
+                        f"in {pause:.0f} s"
                     )
                 wait(pause, self._cancel)
             except OSError as error:

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from vitlight.messages import say
+
 __all__ = ["duration_text", "progress"]
 
 BAR_SECONDS = 0.2
@@ -63,7 +65,7 @@ def _plain_lines(title: str, total: int | None, unit: str) -> Callable[[int], No
         rate = done / (time.monotonic() - start)
         of_total = f" of {total:,}" if total else ""
         left = f", {max(total - done, 0) / rate:.0f} s left" if total and rate else ""
-        print(f"{title}: {done:,}{of_total} {unit}, {rate:,.0f} a second{left}", file=sys.stderr, flush=True)
+        say(f"{title}: {done:,}{of_total} {unit}, {rate:,.0f} a second{left}")
 
     return show
 

@@ -25,6 +25,7 @@ from vitlight.data.shared_ring import Ring
 from vitlight.data.shared_stream import Reader, Stream, Task
 from vitlight.data.shared_worker import Chunk, CloseStream, OpenStream, work
 from vitlight.data.worker_server import fork_worker_server
+from vitlight.messages import say
 
 __all__ = ["serve"]
 
@@ -222,9 +223,7 @@ class _Server:
                 worker.opened.remove(channel.number)
                 worker.connection.send(CloseStream(channel.number))
         stream = channel.stream
-        print(
-            f"decoded {stream.num_decoded:,} images, handed out {stream.num_handed_out:,}", file=sys.stderr, flush=True
-        )
+        say(f"decoded {stream.num_decoded:,} images, handed out {stream.num_handed_out:,}")
 
     def _hand_out(self, channel: _Channel) -> None:
         ready = channel.stream.ready
@@ -276,7 +275,7 @@ def main() -> None:
         try:
             serve(channel, to_owner, num_workers, max_bytes)
         except (EOFError, OSError) as error:
-            print(f"a decoding process was lost ({type(error).__name__}); cells load for themselves", file=sys.stderr)
+            say(f"a decoding process was lost ({type(error).__name__}); cells load for themselves")
             sys.exit(1)
 
 

@@ -5,7 +5,6 @@ penalties are chosen on `val` where the test set is reported, and else are the f
 """
 
 import math
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from vitlight.evaluation.logistic import C_CHOICES
 from vitlight.evaluation.ridge import FIXED_L2
 from vitlight.evaluation.scores import Score, score_few_shot, score_linear, score_neighbours
 from vitlight.evaluation.subsets import choose_shots, training_ids
+from vitlight.messages import say
 
 __all__ = ["Computer", "FewShotImages", "Probes", "check_single_label", "run_probes"]
 
@@ -171,7 +171,7 @@ def run_probes(probes: Probes, data: ShardedImages, computer: Computer) -> list[
         width = feature_width(computer.network)
         mib = num * width * computer.dtype.itemsize / 2**20
         memory = f"{mib:.1f} MiB" if mib < 1024 else f"{mib / 1024:.1f} GiB"
-        print(f"features of {num:,} images: {width:,} numbers each, {memory} of memory", file=sys.stderr)
+        say(f"features of {num:,} images: {width:,} numbers each, {memory} of memory")
     train = computer.features(data, "train", ids)
     evaluated = computer.features(data, reports, test_ids)
     val = computer.features(data, "val", data.val_ids) if chooses else None

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import os
 import re
-import sys
 import tempfile
 import threading
 import time
@@ -14,6 +13,7 @@ from typing import Any, NoReturn
 from urllib.parse import unquote, urlsplit
 
 from vitlight.errors import InputError
+from vitlight.messages import say
 
 __all__ = ["fetch_weights", "is_remote"]
 
@@ -228,7 +228,7 @@ def _progress(source: str, num_bytes: int | None) -> Generator[Callable[[int], N
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
     how_much = "" if num_bytes is None else f" ({num_bytes / 1e6:,.1f} MB)"
-    print(f"fetching {_shown(source)}{how_much}", file=sys.stderr)
+    say(f"fetching {_shown(source)}{how_much}")
     with bar:
         task = bar.add_task("", total=num_bytes)
         yield lambda count: bar.advance(task, count)

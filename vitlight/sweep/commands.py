@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from vitlight.messages import say
 from vitlight.sweep.control_command import add_control_parsers
 from vitlight.sweep.plan_command import add_file_arguments, add_plan_parser, load_plan, plan_command
 from vitlight.sweep.slurm_command import add_slurm_arguments, check_slurm_arguments, run_slurm
@@ -126,7 +127,7 @@ def _run_here(args: argparse.Namespace) -> tuple[Sweep, list[PlannedCell], Sweep
         sweep, planned = load_plan(args)
         executor.sharing = share_machine(planned, args.jobs, args.devices_per_cell)
         for line in executor.sharing.lines():
-            print(line, file=sys.stderr)
+            say(line)
         guide = open_guide(sweep, planned, root=args.root)
         with share_loader(args, planned, executor) as (sharing, order):
             outcome = run_planned(planned, sweep.path, sharing, guide=guide, order=order)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitlight.errors import InputError
+from vitlight.messages import say
 
 if TYPE_CHECKING:
     from vitlight.sweep.budget import Budget
@@ -121,7 +122,7 @@ def load_plan(args: argparse.Namespace) -> tuple[Sweep, list[PlannedCell]]:
         return sweep, plan_sweep(sweep, root=args.root, track=track)
     except InvalidCells as error:
         for cell, reason in error.reasons if len(error.reasons) > 1 else ():
-            print(f"invalid cell {cell.index} ({cell.label}): {reason}", file=sys.stderr)
+            say(f"invalid cell {cell.index} ({cell.label}): {reason}")
         raise
 
 
@@ -152,7 +153,7 @@ def _measured(args: argparse.Namespace, planned: Sequence[PlannedCell]) -> Rates
     from vitlight.sweep.calibrate import calibrate, cells_to_calibrate
 
     def say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        say(text)
 
     measured = [calibrate(item, args.calibrate, say) for item in cells_to_calibrate(planned, rates)]
     if measured:

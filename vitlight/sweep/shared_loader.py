@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitlight.errors import InputError
+from vitlight.messages import say
 from vitlight.sweep.executors import Executor, Job
 from vitlight.sweep.plan import shorter_first, sweep_directory
 
@@ -51,7 +52,7 @@ def share_loader(
     log = sweep_directory(planned) / "logs" / "shared-loader.log"
     with SharingExecutor(executor, log, args.share_loader_workers, args.share_loader_gib) as sharing:
         for line in sharing.lines():
-            print(line, file=sys.stderr)
+            say(line)
         yield sharing, same_data_together(planned)
 
 
@@ -113,7 +114,7 @@ class SharingExecutor:
             args = [*args, f"--data.shared_loader={self._loader.address}/{cell}"]
         elif not self._is_lost:
             self._is_lost = True
-            print(f"vitlight: the shared loader has ended, see {self._log}; cells load for themselves", file=sys.stderr)
+            say(f"vitlight: the shared loader has ended, see {self._log}; cells load for themselves")
         return self._executor.start(args, slot, log_path, claim_fd)
 
 

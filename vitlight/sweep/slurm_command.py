@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from vitlight.errors import InputError
+from vitlight.messages import say
 
 if TYPE_CHECKING:
     from vitlight.sweep.outcomes import SweepOutcome
@@ -91,7 +91,7 @@ def run_slurm(args: argparse.Namespace, sweep: Sweep, planned: Sequence[PlannedC
     queue, options = SlurmQueue(), _options(args)
     submitter = SlurmSubmitter(planned, options, queue)
     if not options.asks_for_gpus and any(_may_use_gpus(item) for item in planned):
-        print("the jobs ask for no GPU; give --gpus-per-node, or trainer.accelerator=cpu in the sweep", file=sys.stderr)
+        say("the jobs ask for no GPU; give --gpus-per-node, or trainer.accelerator=cpu in the sweep")
     if args.dry_run:
         _print_scripts(planned, submitter)
         return None

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitlight.errors import InputError
+from vitlight.messages import say
 from vitlight.sweep.known_plan import add_place_arguments, load_known_plan
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def status_command(args: argparse.Namespace) -> int:
         _watch(args, planned, console)
         return 0
     if args.watch is not None:
-        print("--watch: this is no terminal, so the status is printed once", file=sys.stderr)
+        say("--watch: this is no terminal, so the status is printed once")
     _print(args, planned, console)
     if (note := sweep.search_note(len(planned))) is not None:
         print(note)

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from vitlight.messages import say
 from vitlight.sweep.devices import Sharing
 from vitlight.sweep.executors import Job, LocalExecutor, open_log
 
@@ -203,4 +204,4 @@ def _runs(pid: int) -> bool:
 
 
 def _say(line: str) -> None:
-    print(f"vitlight: {line}", file=sys.stderr, flush=True)
+    say(f"vitlight: {line}")

@@ -28,6 +28,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from vitlight.messages import say
+
 __all__ = ["main"]
 
 # Sent to every process of a terminal or a job; they are the cells' and the runner's business.
@@ -152,7 +154,7 @@ def _run(module: str, args: list[str]) -> int:
     except SystemExit as stop:
         if stop.code is None or isinstance(stop.code, int):
             return (stop.code or 0) & 0xFF
-        print(stop.code, file=sys.stderr)
+        say(stop.code)
         return 1
     except BaseException:
         sys.excepthook(*sys.exc_info())

@@ -10,11 +10,12 @@ import json
 import os
 import re
 import shutil
-import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from vitlight.messages import say
 
 __all__ = [
     "beside_checkpoint",
@@ -116,7 +117,7 @@ def _fault(path: Path) -> str | None:
 def _tell_torn(path: Path, fault: str) -> None:
     if path not in _torn_told:
         _torn_told.add(path)
-        print(f"vitlight: {path} is not whole and is passed over: {fault}", file=sys.stderr)
+        say(f"vitlight: {path} is not whole and is passed over: {fault}")
 
 
 def newest_checkpoint(folder: Path) -> tuple[int, Path] | None:

@@ -5,7 +5,6 @@ raises an old save's error in place of a new save.
 """
 
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,6 +17,7 @@ import torch.distributed as dist
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from vitlight.errors import InputError
+from vitlight.messages import say
 from vitlight.models.checkpoint_folder import is_checkpoint_folder, read_checkpoint_folder
 from vitlight.training.checkpoint import commit_checkpoint, digest_files, flush_to_disk
 from vitlight.training.host_copy import HostCopy
@@ -150,7 +150,7 @@ class CheckpointWriter(CheckpointReader):
         self.failure = failure
         if beside is None:
             return
-        print(f"vitlight: {failure}", file=sys.stderr, flush=True)
+        say(f"vitlight: {failure}")
         if beside.is_dir():
             shutil.rmtree(beside, ignore_errors=True)
         else:

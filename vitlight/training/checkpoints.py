@@ -1,6 +1,5 @@
 """When a run is saved, and which of its checkpoints are kept."""
 
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.strategies import Strategy
 
 from vitlight.errors import InputError
+from vitlight.messages import say
 from vitlight.training.callbacks import is_step_end
 from vitlight.training.checkpoint import (
     beside_checkpoint,
@@ -101,7 +101,7 @@ class Checkpoints(pl.Callback):
             return
         for missed in sorted(each for each in self._milestones if each < step):
             if not checkpoint_path(self.run.checkpoints, missed).exists():
-                print(f"vitlight: run.milestone_samples: step {missed} is over and was not kept", file=sys.stderr)
+                say(f"vitlight: run.milestone_samples: step {missed} is over and was not kept")
         if self.settings.keep_best:
             if (best_step(self.run.checkpoints) or 0) > step:
                 forget_best(self.run.checkpoints)  # of steps that are run again, and maybe otherwise
@@ -205,8 +205,7 @@ class Checkpoints(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.writer.num_waits:
-            print(
+            say(
                 f"vitlight: {self.writer.num_waits} of {self.writer.num_saves} checkpoints waited for the one before, "
-                f"{self.writer.wait_seconds:.1f} s in all; run.checkpoint_every_steps says how often they are due",
-                file=sys.stderr,
+                f"{self.writer.wait_seconds:.1f} s in all; run.checkpoint_every_steps says how often they are due"
             )

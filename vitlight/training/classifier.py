@@ -1,7 +1,7 @@
 """ImageClassifier: the one LightningModule, for every architecture."""
 
+import inspect
 import math
-import sys
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from vitlight.data.datamodule import ShardedImages
 from vitlight.data.hashing import hash_word
 from vitlight.data.plan import DataPlan
 from vitlight.errors import InputError
+from vitlight.messages import say
 from vitlight.models import arch_family, build_model, set_activation_checkpointing
 from vitlight.training.accuracy import ExactAccuracy
 from vitlight.training.clipping import clip_adaptively
@@ -187,11 +188,11 @@ class ImageClassifier(pl.LightningModule):
                 given = (self.weights, self.weights_digest, self.weights_layout, self.weights_head)
                 line = load_pretrained(self.model, *given)
                 if self.trainer.is_global_zero:
-                    print(line, file=sys.stderr)
+                    say(line)
             self.images.start_step, self.images.num_steps = self.start_step, self.horizon_steps
             warning = self.schedule.unreached_peak(self.horizon_steps * self.images.plan.global_batch_size)
             if warning is not None and self.trainer.is_global_zero:
-                print(f"vitlight: {warning}", file=sys.stderr)
+                say(f"vitlight: {warning}")
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.optimizer.build(self.model)
@@ -216,7 +217,9 @@ class ImageClassifier(pl.LightningModule):
     ) -> None:
         """Then drop the gradients: Lightning would let them stand through the next forward pass, and take that memory."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        optimizer.zero_grad()
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
         """Nothing: `optimizer_step` has done it."""
@@ -316,3 +319,7 @@ class ImageClassifier(pl.LightningModule):
         self.results[split] = {**accuracy.compute(), "step": self.trainer.global_step}
         accuracy.reset()
         assert self.results[split]["num_images"] == num_images, "every image must be counted once"
+
+
+# Lightning asks for its parameters at every step.
+ImageClassifier.training_step.__signature__ = inspect.signature(ImageClassifier.training_step)  # type: ignore[attr-defined]

@@ -13,7 +13,6 @@ from vitlight.analysis.insight.insight import Insight
 from vitlight.analysis.insight.numbers import scalars
 from vitlight.data.datamodule import ShardedImages
 from vitlight.data.loader import World
-from vitlight.data.normalize import normalized
 from vitlight.errors import InputError
 from vitlight.models import set_activation_checkpointing
 from vitlight.training.callbacks import Record, is_step_end
@@ -67,7 +66,7 @@ class InsideViews(pl.Callback):
         if self._pixels is None:
             self._pixels = own_images(data, self.num_images)
         network = self._copy(trainer, module)
-        images = normalized(self._pixels.to(module.device), data.mean, data.std)
+        images = data.normalization(self._pixels.to(module.device))
         return inspect_network(
             network,
             images,

@@ -10,7 +10,6 @@ What was taken over is noted in `origin.json`, so that a sweep's cost counts sha
 
 import json
 import shutil
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from vitlight.cost import train_flops
 from vitlight.errors import InputError
+from vitlight.messages import say
 from vitlight.training.callbacks import Record, is_step_end
 from vitlight.training.checkpoint import link_checkpoint, newest_checkpoint, write_atomically
 from vitlight.training.record import RunDirectory
@@ -106,7 +106,7 @@ def begin(run: RunDirectory, trunk: Trunk | None, extended_id: str | None) -> No
         origin = extend(run, RunDirectory(run.path.parent / extended_id))
     if origin is not None:
         how = "goes on from the end" if origin.kind == "extension" else "begins on the trunk"
-        print(f"{run.path}: {how} of run {origin.run_id}, after {origin.samples_seen:,} images", file=sys.stderr)
+        say(f"{run.path}: {how} of run {origin.run_id}, after {origin.samples_seen:,} images")
 
 
 def extend(run: RunDirectory, base: RunDirectory) -> Origin | None:

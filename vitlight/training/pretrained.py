@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +12,7 @@ from torch import nn
 
 from vitlight.data.sources import shown
 from vitlight.errors import InputError
+from vitlight.messages import say
 from vitlight.models.checkpoint_folder import is_checkpoint_folder
 from vitlight.models.hub import fetch_weights, is_remote
 from vitlight.models.layouts.resize import Grids, can_be_resized, resize
@@ -121,7 +121,7 @@ def resize_to_fit(model: nn.Module, state: dict[str, Any], prefix: str) -> None:
         others = f", and {more} more tensors" if more else ""
         said.append(f"{name} resized from {before[0]}x{before[1]} to {after[0]}x{after[1]}{others}")
     if said and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-        print(f"checkpoint: {', '.join(said)}", file=sys.stderr)
+        say(f"checkpoint: {', '.join(said)}")
 
 
 def describe_fixed_positions(model: nn.Module) -> list[str]:

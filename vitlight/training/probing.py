@@ -3,7 +3,6 @@ ranks, and kept beside the run."""
 
 import json
 import os
-import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from vitlight.errors import InputError
 from vitlight.evaluation.features import feature_width
 from vitlight.evaluation.probe import Computer, Probes, run_probes
 from vitlight.evaluation.scores import Score
+from vitlight.messages import say
 from vitlight.training.checkpoint import write_atomically
 from vitlight.training.record import code_commit, package_versions
 from vitlight.training.strategy import launched_world
@@ -197,7 +197,7 @@ def keep(report: Report, path: Path, name: str) -> None:
         if earlier is not None and all(earlier.get(fact) == report.facts[fact] for fact in _SAME):
             scores = {score["column"]: Score.from_record(score) for score in earlier["scores"]} | scores
         elif earlier is not None:
-            print(f"{path}: what was measured earlier is of other weights or images, and is replaced", file=sys.stderr)
+            say(f"{path}: what was measured earlier is of other weights or images, and is replaced")
         record = {**report.facts, "scores": [score.as_record() for score in scores.values()]}
         file["probes"][name] = record
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -62,7 +62,8 @@ class TrainingProgress:
         if self.is_live:
             self._show_live(step, f"{percent}  {'  '.join(parts)}")
         else:
-            print(f"{percent}  {'  '.join(parts)}", file=self.stream, flush=True)
+            self.stream.write(f"{percent}  {'  '.join(parts)}\n")  # whole, in a log that ranks share
+            self.stream.flush()
 
     def _show_live(self, step: int, text: str) -> None:
         if self._bar is None:

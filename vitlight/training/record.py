@@ -7,7 +7,6 @@ import math
 import os
 import platform
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vitlight.errors import InputError
+from vitlight.messages import say
 from vitlight.training.checkpoint import flush_to_disk, write_atomically
 from vitlight.training.locks import take_lock
 
@@ -60,7 +60,7 @@ class RunDirectory:
             if time.monotonic() >= deadline:
                 raise InputError(f"{holder}; run.claim_wait_seconds={wait_seconds:g} is how long to wait for it")
             if not said:
-                print(f"{holder}; waiting up to {wait_seconds:g} s for it to end", file=sys.stderr, flush=True)
+                say(f"{holder}; waiting up to {wait_seconds:g} s for it to end")
             said = True
             time.sleep(0.1)
         try:

@@ -1,6 +1,5 @@
 """Runs what an experiment says: new, resumed or already done."""
 
-import sys
 from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +10,7 @@ from lightning.fabric.utilities.seed import seed_everything
 
 from vitlight.data.datamodule import ShardedImages
 from vitlight.errors import InputError
+from vitlight.messages import say
 from vitlight.training.allocator import keep_freed_memory
 from vitlight.training.callbacks import Record
 from vitlight.training.checkpoint import newest_checkpoint, remove_leftovers, write_atomically
@@ -200,7 +200,7 @@ class _Fit:
         if path is not None:
             model.weights = None  # the checkpoint holds what became of them
         if path is not None and trainer.is_global_zero:
-            print(f"{self.run.path}: resumes at step {start} of {self.resolved.steps}", file=sys.stderr)
+            say(f"{self.run.path}: resumes at step {start} of {self.resolved.steps}")
         if start < self.resolved.steps:
             trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
             path = None
@@ -220,7 +220,7 @@ class _Fit:
         factor = None if model.rollbacks else model.rollback_lr_factor
         if trainer.is_global_zero:
             then = "" if factor is None else f"; it goes back to step {step}, with {factor} times the learning rate"
-            print(f"vitlight: {self.run.path} diverged: {error}{then}", file=sys.stderr)
+            say(f"vitlight: {self.run.path} diverged: {error}{then}")
         if factor is None:
             self._finish("diverged", str(error), last_good_checkpoint=path)
         else:
@@ -239,7 +239,7 @@ class _Fit:
             self.checkpoints.wait()
         if self.trainer.is_global_zero:
             where = f"at step {self.trainer.global_step} of {self.resolved.steps}"
-            print(f"vitlight: {self.run.path} ended early, {where}: {reason}", file=sys.stderr)
+            say(f"vitlight: {self.run.path} ended early, {where}: {reason}")
         self._finish("stopped", reason)
         self.trainer.strategy.barrier("ended early")
         return 0
@@ -256,7 +256,7 @@ class _Fit:
                     if newest is not None
                     else " from the beginning: no checkpoint was due yet"
                 )
-            print(f"vitlight: {self.run.path} stopped {where}; {goes_on}", file=sys.stderr)
+            say(f"vitlight: {self.run.path} stopped {where}; {goes_on}")
         self.record.close(self.trainer, {}, stopped.exit_code)
         return 0 if is_launched_by_lightning(self.trainer) else stopped.exit_code
 

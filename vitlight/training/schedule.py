@@ -1,5 +1,6 @@
 """Durations become steps here and nowhere else; learning rates are pure functions of samples seen and the horizon."""
 
+import functools
 import itertools
 import math
 from dataclasses import dataclass, fields
@@ -43,6 +44,7 @@ class Duration:
     train_flops: float | None = None
     min_samples: int = 0
 
+    @functools.lru_cache(maxsize=256)  # noqa: B019  frozen, and asked for several times a step
     def num_steps(self, num_train_samples: int, global_batch_size: int, forward_macs: int) -> int:
         """Optimizer steps, at least 1: the duration in samples over the global batch size, rounded to nearest."""
         given = {name: getattr(self, name) for name in ("epochs", "samples", "train_flops")}

@@ -8,7 +8,6 @@ in the middle of a call, and a main thread that sits in a collective or waits fo
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterable
@@ -16,6 +15,7 @@ from multiprocessing import resource_tracker
 from types import FrameType, TracebackType
 
 from vitlight.errors import InputError
+from vitlight.messages import say
 
 __all__ = ["DEFAULT_STOP_SIGNALS", "REQUEUE", "StopSignals", "check_stop_signals"]
 
@@ -147,7 +147,7 @@ class StopSignals:
     def _end(self, when: str) -> None:
         assert self.signum is not None
         name = signal.Signals(self.signum).name
-        print(f"vitlight: stopped by {name}, {when}; the same command goes on", file=sys.stderr, flush=True)
+        say(f"vitlight: stopped by {name}, {when}; the same command goes on")
         os._exit(self.exit_code)
 
 

@@ -1,6 +1,5 @@
 """The Lightning Trainer of a run: what vitlight decides, and what is left to the settings."""
 
-import sys
 from datetime import timedelta
 from typing import Any
 
@@ -10,6 +9,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from vitlight.errors import InputError
+from vitlight.messages import say
 from vitlight.training.background_logger import BackgroundLogger
 from vitlight.training.batch_norm import SharedBatchNorm
 from vitlight.training.checkpoint_io import CheckpointReader
@@ -83,7 +83,7 @@ def build_fit_trainer(
         log_every_n_steps=settings.log_every_steps,
     )
     if trainer.world_size == 1 and cli.settings.model.gradient_compression != "none":
-        print("model.gradient_compression=bf16 does nothing on one rank", file=sys.stderr)
+        say("model.gradient_compression=bf16 does nothing on one rank")
     if isinstance(trainer.strategy, ShardedStrategy):
         trainer.strategy.saves_parts = settings.checkpoint_sharded is not False
     elif settings.checkpoint_sharded:

@@ -10,7 +10,6 @@ import netrc
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from urllib.parse import urlparse
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from vitlight.messages import say
 from vitlight.training.checkpoint import write_atomically
 from vitlight.training.record import RunDirectory
 from vitlight.training.spare import Helper, start_helper
@@ -97,7 +97,7 @@ class WandbProjection:
         self._process.stdin.close()
         if not self._wait(min(_QUIET_SECONDS, self.finish_seconds)):
             if self.finish_seconds > _QUIET_SECONDS:
-                print(f"waiting up to {self.finish_seconds:.0f} s for W&B (run.wandb_finish_seconds)", file=sys.stderr)
+                say(f"waiting up to {self.finish_seconds:.0f} s for W&B (run.wandb_finish_seconds)")
             if not self._wait(max(0.0, self.finish_seconds - _QUIET_SECONDS) + _GRACE_SECONDS):
                 for pid in (*children_of(self._process.pid), self._process.pid):
                     with contextlib.suppress(ProcessLookupError):
@@ -143,7 +143,7 @@ class WandbProjection:
                 self.url = message["url"]
                 with contextlib.suppress(OSError):  # the report links to it; a run needs none
                     write_atomically(_settings_path(self.run).with_name("url"), f"{self.url}\n")
-                print(f"W&B: {self.url}", file=sys.stderr)
+                say(f"W&B: {self.url}")
             if "error" in message:
                 self._warn(message["error"])
 

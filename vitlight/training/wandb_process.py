@@ -23,6 +23,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vitlight.messages import say
+
 __all__ = ["children_of", "main"]
 
 _SAMPLES, _FLOPS = "data/samples_seen", "compute/train_flops"  # the axes
@@ -85,7 +87,7 @@ class _Said:
             hear(self._earlier.pop(0))
 
     def info(self, text: str) -> None:
-        print(text, file=sys.stderr)
+        say(text)
 
     def warning(self, text: str) -> None:
         self.info(text)

@@ -1,7 +1,6 @@
 """Folders with one folder a class, or `train/`, `val/` and `test/` with class folders in each."""
 
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from vitlight.data.importers.staging import Staging
 from vitlight.data.progress import progress
 from vitlight.data.tar import IMAGE_EXTENSIONS
 from vitlight.errors import InputError
+from vitlight.messages import say
 
 __all__ = ["ClassFolders", "find"]
 
@@ -60,10 +60,7 @@ class ClassFolders:
             listing = self._listings[split]
             if listing.others:
                 kinds = ", ".join(f"{count} {kind}" for kind, count in listing.others.most_common(5))
-                print(
-                    f"{folder}: {listing.others.total()} files are no images of a class and were left out ({kinds})",
-                    file=sys.stderr,
-                )
+                say(f"{folder}: {listing.others.total()} files are no images of a class and were left out ({kinds})")
 
             def image(i: int, paths: Texts = listing.paths, folder: Path = folder) -> ImagePlace:
                 path = folder / paths[i]
@@ -81,7 +78,7 @@ def find(source: Path) -> ClassFolders | None:
     splits = [split for split in _SPLITS if split in inside]
     if splits and ("train" in inside or inside == set(splits)):
         if rest := sorted(inside - set(splits)):
-            print(f"{source}: {', '.join(rest[:5])} is beside {', '.join(splits)} and was left out", file=sys.stderr)
+            say(f"{source}: {', '.join(rest[:5])} is beside {', '.join(splits)} and was left out")
         return ClassFolders({split: source / split for split in splits})
     return ClassFolders({"train": source}) if inside else None
 

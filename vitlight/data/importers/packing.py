@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from vitlight.data.shards import (
     write_class_names,
 )
 from vitlight.errors import InputError
+from vitlight.messages import say
 
 __all__ = ["find_source", "pack"]
 
@@ -158,16 +158,13 @@ def _pack_split(
         if processes is None:
             processes = max(1, min(os.cpu_count() or 1, len(missing) // _SHARDS_PER_PROCESS))
         if len(missing) < num_shards:
-            print(
-                f"{folder}: {num_shards - len(missing)} of {num_shards} shards are there already, packing the others",
-                file=sys.stderr,
-            )
+            say(f"{folder}: {num_shards - len(missing)} of {num_shards} shards are there already, packing the others")
         num_missing = sum(min(per_shard, num_samples - i * per_shard) for i in missing)
         with progress(f"Packing {split.name}", num_missing, "images") as advance:
             left_out = 0
             for undecodable in run_shards(tasks(), processes, advance):
                 for reason in undecodable:
-                    print(f"left out: {reason}", file=sys.stderr)
+                    say(f"left out: {reason}")
                 left_out += len(undecodable)
                 _check_allowance(split, left_out, max_undecodable)
         index = build_index(paths, folder / "index")

@@ -5,7 +5,6 @@ Splits are told by file names: `train-00000-of-00013.parquet`, or `test.parquet`
 
 import json
 import re
-import sys
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from vitlight.data.importers.split import ImagePlace, SourceOptions, Split, fing
 from vitlight.data.importers.staging import Staging
 from vitlight.data.progress import progress
 from vitlight.errors import InputError
+from vitlight.messages import say
 
 __all__ = ["ParquetFiles", "find"]
 
@@ -60,7 +60,7 @@ class ParquetFiles:
             if len(labels) == 0:
                 raise InputError(f"{paths[0]}: {name} has no row; remove its files")
             if (labels == -1).all():
-                print(f"{name}: every label is -1, so it has none; left out", file=sys.stderr)
+                say(f"{name}: every label is -1, so it has none; left out")
                 continue
             splits.append(_split(name, folder, labels, columns.class_names or options.classes, paths))
         if not splits:
