@@ -9,8 +9,9 @@ from vitlight.data.plan import DataPlan, PlanSource
 from vitlight.data.subset import AllRows
 from vitlight.errors import InputError
 from vitlight.models import build_model
-from vitlight.training.classifier import ImageClassifier, axes_at
+from vitlight.training.classifier import ImageClassifier
 from vitlight.training.optim import Optimizer
+from vitlight.training.position import axes_at
 from vitlight.training.schedule import Duration, Schedule
 
 

@@ -11,11 +11,9 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from vitlight.cost import count_params, train_flops
+from vitlight.cost import count_params
 from vitlight.data.datamodule import ShardedImages
 from vitlight.data.hashing import hash_word
-from vitlight.data.plan import DataPlan
-from vitlight.errors import InputError
 from vitlight.messages import say
 from vitlight.models import arch_family, build_model, set_activation_checkpointing
 from vitlight.training.accuracy import ExactAccuracy
@@ -27,25 +25,15 @@ from vitlight.training.memory_format import MemoryFormat, choose_memory_format
 from vitlight.training.meta_network import network_on_meta
 from vitlight.training.network_parts import set_head_bias
 from vitlight.training.optim import Optimizer
+from vitlight.training.position import axes_at, check_position, put_counters
 from vitlight.training.pretrained import check_weights_settings, load_pretrained, resize_to_fit
 from vitlight.training.rollback import check_rollback
 from vitlight.training.schedule import Duration, Schedule
 
-__all__ = ["ImageClassifier", "axes_at"]
+__all__ = ["ImageClassifier"]
 
 Batch = dict[str, Any]
 _DROPOUT = 21
-
-
-def axes_at(step: int, plan: DataPlan, forward_macs: int) -> dict[str, float | int]:
-    """Every x axis of a plot after `step` optimizer steps, exact."""
-    samples = step * plan.global_batch_size
-    return {
-        "data/samples_seen": samples,
-        "data/unique_samples_seen": plan.unique_samples_seen(samples),
-        "data/epochs": samples / plan.num_samples,
-        "compute/train_flops": train_flops(forward_macs, samples),
-    }
 
 
 def _seed_generators(seed: int, device: torch.device) -> None:
@@ -236,33 +224,16 @@ class ImageClassifier(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["vitlight"]
-        if self.trainer.training and state["plan_digest"] != self.images.plan.digest:
-            raise InputError(
-                f"the checkpoint at step {state['step']} was made with data plan {state['plan_digest']}, not "
-                f"{self.images.plan.digest}: its data, subset, seed or data.global_batch_size differ"
-            )
-        horizon = self.horizon_steps * self.images.plan.global_batch_size
-        taken_over = state["step"] == self.origin_step
-        if self.trainer.training and not taken_over and state["horizon_samples"] != horizon:
-            raise InputError(
-                f"the checkpoint at step {state['step']} is of a run of {state['horizon_samples']} samples seen, not "
-                f"{horizon}: its model.duration differs, on which the learning rates depend; to go beyond a finished run's "
-                f"horizon set run.extend"
-            )
+        if self.trainer.training:
+            taken_over = state["step"] == self.origin_step
+            check_position(state, self.images.plan, None if taken_over else self.horizon_steps)
         self.start_step = self.images.start_step = state["step"]
         self.rollbacks = self.rollbacks or state["rollbacks"]
         if self.trainer.training:
             take_raw_weights(checkpoint)
         else:
             resize_to_fit(self.model, checkpoint["state_dict"], "model.")
-        # Put Lightning's counters where the run stands.
-        loop = self.trainer.fit_loop.epoch_loop
-        micro_batches = self.start_step * self.trainer.accumulate_grad_batches
-        for field in ("ready", "started", "processed", "completed"):
-            setattr(loop.batch_progress.total, field, micro_batches)
-        steps = loop.automatic_optimization.optim_progress.optimizer.step.total
-        steps.ready = steps.completed = self.start_step
-        loop._batches_that_stepped = self.start_step
+        put_counters(self.trainer, self.start_step)
 
     def learning_rate_at(self, step: int) -> float:
         """The rate of optimizer step `step` (from 0): the schedule at the middle of its batch."""

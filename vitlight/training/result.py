@@ -8,10 +8,11 @@ import lightning.pytorch as pl
 
 from vitlight.data.datamodule import ShardedImages
 from vitlight.training.callbacks import Record
-from vitlight.training.classifier import ImageClassifier, axes_at
+from vitlight.training.classifier import ImageClassifier
 from vitlight.training.experiment import ExperimentCLI
 from vitlight.training.frozen_features import last_few_shot
 from vitlight.training.origin import own_share
+from vitlight.training.position import axes_at
 from vitlight.training.record import RunDirectory, code_commit, package_versions
 from vitlight.training.resolve import ResolvedRun
 from vitlight.training.run_settings import RunSettings
