@@ -54,6 +54,15 @@ def test_cells_with_cost_and_totals(plan_cli, write_sweep, capsys, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(("run_name", "is_said"), [("another", True), ("demo", False)])
+def test_runs_that_go_to_another_sweeps_directory_are_said(plan_cli, write_sweep, capsys, tmp_path, run_name, is_said):
+    """A file is copied and its name changed, and the command still says the old one."""
+    sweep_file = write_sweep({"model.arch": ["ok_1"], "run.name": [run_name]})
+    assert plan_cli(sweep_file) == 0
+    line = f"{sweep_file}: its name is demo, and its runs go to {tmp_path / 'runs' / run_name}, as --run.name of its command"
+    assert (line in capsys.readouterr().err) == is_said
+
+
 def test_rows_as_json(plan_cli, write_sweep, capsys, tmp_path):
     sweep_file = write_sweep({"model.arch": ["ok_1"]})
     assert plan_cli(sweep_file, "--json", "--rate", "3kFLOP/s") == 0

@@ -164,7 +164,7 @@ def _about(trained: TrainedModel, input_name: str, batch_size: int | None) -> di
     is_normalised = input_name == "images"
     return {
         "arch": trained.arch,
-        "model_options": dict(trained.settings.get("model", {}).get("model_options") or {}),
+        "model_options": dict(trained.model_options),
         "input": {
             "name": input_name,
             "dtype": "float32" if is_normalised else "uint8",

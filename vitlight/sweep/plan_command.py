@@ -93,21 +93,22 @@ def plan_command(args: argparse.Namespace) -> int:
         print(json.dumps(rows_of(result), indent=1))
     else:
         print_forecast(result, args.devices)
-    say = sys.stderr if args.json else sys.stdout
+    out = sys.stderr if args.json else sys.stdout
     if (note := sweep.search_note(len(planned))) is not None:
-        print(note, file=say)
+        print(note, file=out)
     if sweep.early_terminate is not None:
-        print("early_terminate: costs are those of cells that run to their end", file=say)
+        print("early_terminate: costs are those of cells that run to their end", file=out)
     if budget is not None:
         reduce = _scale if args.budget_by == "scale" else _reduce
         for line in reduce(args, sweep, result, rates, budget):
-            print(line, file=say)
+            print(line, file=out)
     return 1 if result.too_large else 0
 
 
 def load_plan(args: argparse.Namespace) -> tuple[Sweep, list[PlannedCell]]:
-    """Load the file and resolve its cells, with a bar over them in a terminal. Every invalid cell is named on stderr."""
-    from vitlight.sweep.plan import InvalidCells, plan_sweep
+    """Load the file and resolve its cells, with a bar over them in a terminal. On stderr every invalid cell is named, and
+    that the runs lie under another name than the sweep's, as they do after its file was copied and one of two changed."""
+    from vitlight.sweep.plan import InvalidCells, plan_sweep, sweep_directory
     from vitlight.sweep.space import load_sweep
 
     def track(cells: Sequence[Cell]) -> Iterable[Cell]:
@@ -119,11 +120,15 @@ def load_plan(args: argparse.Namespace) -> tuple[Sweep, list[PlannedCell]]:
 
     sweep = load_sweep(args.file, args.search_seed)
     try:
-        return sweep, plan_sweep(sweep, root=args.root, track=track)
+        planned = plan_sweep(sweep, root=args.root, track=track)
     except InvalidCells as error:
         for cell, reason in error.reasons if len(error.reasons) > 1 else ():
             say(f"invalid cell {cell.index} ({cell.label}): {reason}")
         raise
+    directory = sweep_directory(planned)
+    if directory.name != sweep.name:
+        say(f"{sweep.path}: its name is {sweep.name}, and its runs go to {directory}, as --run.name of its command says")
+    return sweep, planned
 
 
 def _check_options(args: argparse.Namespace) -> None:
@@ -151,9 +156,6 @@ def _measured(args: argparse.Namespace, planned: Sequence[PlannedCell]) -> Rates
     if args.calibrate is None:
         return rates
     from vitlight.sweep.calibrate import calibrate, cells_to_calibrate
-
-    def say(text: str) -> None:
-        say(text)
 
     measured = [calibrate(item, args.calibrate, say) for item in cells_to_calibrate(planned, rates)]
     if measured:

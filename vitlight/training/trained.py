@@ -44,15 +44,16 @@ _TIMM = "timm:"
 class TrainedModel:
     """A network with its weights, in eval mode, float32, on the CPU, and how images are prepared for it.
 
-    Where the run evaluates an average of its weights, the network has the average. mean, std: per channel, of pixels in
-    [0, 1]. crop_fraction: the evaluation view is `data.decode.resize_and_centre(pixels, image_size, crop_fraction)`.
-    class_names: where they are known. source: one line for people. digest: of the file of weights, or the checkpoint. run:
-    the run directory, where there is one. loss: what the classifier was trained with; where it begins with "sigmoid" each
-    class has a probability of its own.
+    Where the run evaluates an average of its weights, the network has the average. model_options: what the network was built
+    with beside arch, sizes and classes. mean, std: per channel, of pixels in [0, 1]. crop_fraction: the evaluation view is
+    `data.decode.resize_and_centre(pixels, image_size, crop_fraction)`. class_names: where they are known. source: one line
+    for people. digest: of the file of weights, or the checkpoint. run: the run directory, where there is one. loss: what the
+    classifier was trained with; where it begins with "sigmoid" each class has a probability of its own.
     """
 
     network: nn.Module
     arch: str
+    model_options: Mapping[str, Any]
     image_size: int
     in_channels: int
     num_classes: int
@@ -192,6 +193,7 @@ def _of_run(path: Path, run: Path, settings: Mapping[str, Any], image_size: int 
     return TrainedModel(
         network=network.to(memory_format=memory_format),  # type: ignore[call-overload]
         arch=model["arch"],
+        model_options=options,
         image_size=size,
         in_channels=channels,
         num_classes=data["num_classes"],
@@ -239,6 +241,7 @@ def _of_weights(
     return TrainedModel(
         network=network.to(memory_format=memory_format),  # type: ignore[call-overload]
         arch=arch,
+        model_options=options,
         image_size=size,
         in_channels=channels,
         num_classes=classes,
