@@ -10,26 +10,27 @@ import pytest
 import vitlight
 
 PACKAGE = Path(vitlight.__file__).parent
-# Each part, and the parts it may import. `data` stands below `training` and beside `models`.
-ALLOWED = {
-    "errors": set(),
-    "models": {"errors"},
-    "cost": {"errors", "models"},
-    "data": {"errors"},
-    "evaluation": {"errors", "models", "data"},
-    "training": {"errors", "models", "cost", "data", "evaluation", "analysis.insight"},
-    "sweep": {"errors", "models", "cost", "data", "evaluation", "training"},
-    "analysis": {"errors", "models"},
-    "analysis.insight": {"errors", "models", "analysis"},  # runs networks, and knows nothing of runs
-    "prediction": {"errors", "models", "data", "training"},
+BASE = {"errors", "messages"}  # which every part may import
+# Each part, and the other parts it may import. `data` stands below `training` and beside `models`.
+PARTS = {
+    "models": set(),
+    "cost": {"models"},
+    "data": set(),
+    "evaluation": {"models", "data"},
+    "training": {"models", "cost", "data", "evaluation", "analysis.insight"},
+    "sweep": {"models", "cost", "data", "evaluation", "training"},
+    "analysis": {"models"},
+    "analysis.insight": {"models", "analysis"},  # runs networks, and knows nothing of runs
+    "prediction": {"models", "data", "training"},
     "commands": {
-        *("errors", "models", "cost", "data", "evaluation", "prediction", "training", "sweep"),
+        *("models", "cost", "data", "evaluation", "prediction", "training", "sweep"),
         *("analysis", "analysis.insight"),
     },
-    "cli": {"errors", "models", "cost", "data", "training", "sweep", "analysis", "commands"},
+    "cli": {"models", "cost", "data", "training", "sweep", "analysis", "commands"},
     "__main__": {"cli"},
-    "__init__": {"errors", "models", "cost", "data", "training", "sweep", "analysis"},
+    "__init__": {"models", "cost", "data", "training", "sweep", "analysis"},
 }
+ALLOWED = {name: set() for name in BASE} | {name: allowed | BASE for name, allowed in PARTS.items()}
 # Third-party packages that a part must do without, so that it can be used without them.
 FORBIDDEN = {
     "models": {"lightning", "wandb", "webdataset", "fvcore", "pandas"},
