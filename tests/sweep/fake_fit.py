@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitlight.errors import InputError
+from vitlight.training.run_facts import RunFacts
 
 ARCHS = ("ok", "gated", "stubborn", "doomed", "broken", "refused", "nan")
 NOT_IDENTITY = ("run.name", "run.root", "run.claim_wait_seconds", "trainer.devices", "trainer.num_nodes")
@@ -31,19 +32,7 @@ class FakeTrunk:
 
 
 @dataclass(frozen=True)
-class FakeRun:
-    run_id: str
-    run_dir: Path
-    arch: str
-    image_size: int
-    num_train_samples: int
-    params: int
-    forward_macs: int
-    horizon_samples: int
-    steps: int
-    train_flops: int
-    global_batch_size: int
-    seed: int
+class FakeRun(RunFacts):
     trunk: FakeTrunk | None
     settings: None = None
 

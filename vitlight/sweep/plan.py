@@ -11,6 +11,7 @@ from vitlight.errors import InputError
 from vitlight.sweep.added import read_added
 from vitlight.sweep.search_journal import settled
 from vitlight.sweep.space import Cell, Sweep
+from vitlight.training.run_facts import RunFacts
 
 if TYPE_CHECKING:
     from vitlight.training.resolve import ResolvedRun
@@ -35,23 +36,11 @@ Track = Callable[[Sequence[Cell]], Iterable[Cell]]
 
 
 @dataclass(frozen=True)
-class RecordedRun:
+class RecordedRun(RunFacts):
     """A `ResolvedRun` as it was written down (see `recorded_plan`): all that looking at it takes, and nothing to start it
     with. `settings`: of the trainer alone, what decides how fast it trains."""
 
-    run_id: str
-    run_dir: Path
-    arch: str
-    family: str | None
-    image_size: int
-    num_train_samples: int
-    params: int
-    forward_macs: int
-    horizon_samples: int
-    steps: int
-    train_flops: int
-    global_batch_size: int
-    seed: int
+    family: str | None = None
     settings: Any | None = field(default=None, repr=False, compare=False)
     trunk: None = None
 

@@ -127,7 +127,9 @@ def load_plan(args: argparse.Namespace) -> tuple[Sweep, list[PlannedCell]]:
         raise
     directory = sweep_directory(planned)
     if directory.name != sweep.name:
-        say(f"{sweep.path}: its name is {sweep.name}, and its runs go to {directory}, as --run.name of its command says")
+        say(
+            f"{sweep.path}: its name is {sweep.name}, and its runs go to {directory}, as --run.name of its command says"
+        )
     return sweep, planned
 
 

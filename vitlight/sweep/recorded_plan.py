@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +24,7 @@ from vitlight.sweep.plan import PlannedCell, RecordedRun, complete_args, sweep_d
 from vitlight.sweep.search_journal import settled
 from vitlight.sweep.space import Cell, Sweep
 from vitlight.sweep.whole_files import replace_whole
+from vitlight.training.run_facts import RunFacts
 
 __all__ = ["PLAN", "likely_directory", "record_plan", "recorded_plan"]
 
@@ -32,10 +33,7 @@ _FORMAT = 1
 _SETTINGS_FILES = (".yaml", ".yml", ".json")
 _READ_BYTES = 1 << 20  # of larger files size and time of change are looked at
 _PACKAGES = ("torch", "lightning", "jsonargparse", "timm")
-_OF_RUN = (
-    *("run_id", "arch", "image_size", "num_train_samples", "params", "forward_macs", "horizon_samples", "steps"),
-    *("train_flops", "global_batch_size", "seed"),
-)
+_OF_RUN = tuple(each.name for each in fields(RunFacts) if each.name != "run_dir")
 
 
 def record_plan(planned: Sequence[PlannedCell]) -> None:

@@ -18,6 +18,7 @@ from vitlight.training.network_parts import set_head_bias
 from vitlight.training.origin import Trunk
 from vitlight.training.pretrained import options_for_weights, weights_digest
 from vitlight.training.record import RunDirectory
+from vitlight.training.run_facts import RunFacts
 
 __all__ = ["ImageSet", "ResolvedRun", "Resolver", "resolve", "resolve_run"]
 
@@ -31,21 +32,9 @@ _NOT_THE_SET = (
 
 
 @dataclass(frozen=True)
-class ResolvedRun:
-    """One validated command line of `vitlight fit`, before anything runs."""
+class ResolvedRun(RunFacts):
+    """One validated command line of `vitlight fit`, before anything runs. trunk: that it shares with other runs."""
 
-    run_id: str
-    run_dir: Path
-    arch: str
-    image_size: int
-    num_train_samples: int
-    params: int
-    forward_macs: int
-    horizon_samples: int
-    steps: int
-    train_flops: int
-    global_batch_size: int
-    seed: int
     trunk: Trunk | None = None
     settings: Namespace | None = field(default=None, repr=False, compare=False)
 
