@@ -10,7 +10,7 @@ import pytest
 import vitlight
 
 PACKAGE = Path(vitlight.__file__).parent
-BASE = {"errors", "messages"}  # which every part may import
+BASE = {"errors", "json_lines", "messages"}  # which every part may import
 # Each part, and the other parts it may import. `data` stands below `training` and beside `models`.
 PARTS = {
     "models": set(),

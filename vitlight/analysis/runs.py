@@ -20,6 +20,7 @@ from vitlight.analysis.evaluation_rows import evaluation_columns
 from vitlight.analysis.probes import read_probes
 from vitlight.analysis.published_words import family_of_arch
 from vitlight.errors import InputError
+from vitlight.json_lines import read_rows
 
 __all__ = ["COLUMNS", "STATUSES", "find_run_dirs", "load_runs", "read_run"]
 
@@ -140,30 +141,11 @@ def _wandb_page(run_dir: Path) -> dict[str, str]:
 def _read_running(run_dir: Path) -> dict[str, Any]:
     """What is known of a run under way: settings from its config, axes from the last rows that hold them."""
     record = _from_config(run_dir / "experiment.yaml")
-    for row in _last_rows(run_dir / "metrics.jsonl"):
+    for row in read_rows(run_dir / "metrics.jsonl", METRICS_TAIL_BYTES):
         for column, key in METRIC_KEYS.items():
             if row.get(key) is not None:
                 record[column] = _or_none(column, row[key])
     return record
-
-
-def _last_rows(path: Path) -> list[dict[str, Any]]:
-    """The last rows of metrics.jsonl in order; a row still being written (or cut by the tail's edge) is left out."""
-    if not path.exists():
-        return []
-    with path.open("rb") as file:
-        start = max(0, path.stat().st_size - METRICS_TAIL_BYTES)
-        file.seek(start)
-        lines = file.read().split(b"\n")
-    rows = []
-    for line in lines[1:-1] if start else lines[:-1]:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
 
 
 def _from_config(path: Path) -> dict[str, Any]:

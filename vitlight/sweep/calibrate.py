@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vitlight.errors import InputError
+from vitlight.json_lines import read_rows
 from vitlight.sweep.outcomes import exit_reason
 from vitlight.sweep.plan import PlannedCell
-from vitlight.sweep.rates import Measurement, Rates, measurement_of_rows, network_of, read_rows
+from vitlight.sweep.rates import Measurement, Rates, measurement_of_rows, network_of
 
 __all__ = ["calibrate", "cells_to_calibrate"]
 

@@ -1,11 +1,10 @@
 """How far a run has come, read from its directory without disturbing it."""
 
-import json
-import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from vitlight.json_lines import read_rows
 
 __all__ = ["Glance", "glance_at", "holder_of", "is_held_here"]
 
@@ -27,7 +26,7 @@ class Glance:
 
 
 def glance_at(run_dir: Path) -> Glance:
-    rows = _last_rows(run_dir / "metrics.jsonl")
+    rows = read_rows(run_dir / "metrics.jsonl", TAIL_BYTES)[::-1]
     if not rows:
         return Glance()
     training = next((row for row in rows if row.get("perf/images_per_second") is not None), {})
@@ -61,23 +60,3 @@ def is_held_here(run_dir: Path) -> bool:
     except OSError:
         return False
     return any(words[4] == str(pid) and words[5].endswith(ending) for words in lines)
-
-
-def _last_rows(path: Path) -> list[dict[str, Any]]:
-    """The last whole rows of a JSON-lines file that may be growing, the last one first; none where there is none."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - TAIL_BYTES))
-            lines = file.read().splitlines()
-    except FileNotFoundError:
-        return []
-    rows = []
-    for line in reversed(lines):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows

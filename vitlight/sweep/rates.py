@@ -18,6 +18,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from vitlight.errors import InputError
+from vitlight.json_lines import read_rows
 from vitlight.sweep.preflight import num_devices
 from vitlight.sweep.whole_files import replace_whole
 
@@ -36,7 +37,6 @@ __all__ = [
     "measured_seconds",
     "measurement_of_rows",
     "network_of",
-    "read_rows",
     "write_calibration",
 ]
 
@@ -253,19 +253,6 @@ def _result(run_dir: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The whole rows of a record that may be growing; none where there is none."""
-    try:
-        lines = path.read_bytes().split(b"\n")[:-1]
-    except OSError:
-        return []
-    rows = []
-    for line in lines:
-        with suppress(ValueError):
-            rows.append(json.loads(line))
-    return [row for row in rows if isinstance(row, dict)]
 
 
 def write_calibration(path: Path, measurements: Sequence[Measurement]) -> None:
