@@ -47,7 +47,7 @@ def resolve(args: Any) -> Any:
     settings = dict(arg.removeprefix("--").split("=", 1) for arg in args[1:])
     name = f"cell-{settings['cell']}"
     run_dir = Path(settings["run.root"]) / settings["run.name"] / name
-    one = dict.fromkeys((field.name for field in fields(RecordedRun) if field.type == "int"), 1)
+    one = dict.fromkeys((field.name for field in fields(RecordedRun) if field.type is int), 1)
     return RecordedRun(run_id=name, run_dir=run_dir, arch="trivial", family=None, **one)
 
 

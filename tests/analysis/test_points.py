@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from tests.analysis.fake_runs import FAMILIES, result, write_grid, write_run
-from vitlight.analysis.points import law_points, law_sets
+from vitlight.analysis.points import column_error, law_points, law_sets
 from vitlight.analysis.tables import load_table
 from vitlight.errors import InputError
 
@@ -144,6 +144,24 @@ def test_other_errors_and_other_axes(tmp_path: Path) -> None:
         law_sets(runs, "top_1")
     with pytest.raises(InputError, match="'arch' holds no numbers"):
         law_sets(runs, "arch")
+
+
+@pytest.mark.parametrize(
+    ("column", "error"),
+    [
+        *[("top1", 0.2), ("val_top5", 0.2), ("mean_class_top1", 0.2), ("test/top1", 0.2), ("top1_real", 0.2)],
+        *[("top1_v2", 0.2), ("few_shot/10_shot", 0.2), ("pets/knn/20", 0.2), ("loss", 0.8), ("top1_count", 0.8)],
+    ],
+)
+def test_the_error_of_a_fraction_is_what_it_lacks_to_one(column: str, error: float) -> None:
+    assert list(column_error(pd.DataFrame({column: [0.8]}), column)) == pytest.approx([error])
+
+
+@pytest.mark.parametrize("column", ["few_shot/10_shot_std", "top1_std"])
+def test_a_standard_deviation_is_no_error(column: str) -> None:
+    said = f"the column '{column}' is a standard deviation, no error; name '{column.removesuffix('_std')}'"
+    with pytest.raises(InputError, match=said):
+        column_error(pd.DataFrame({column: [0.01]}), column)
 
 
 def test_published_results_have_no_run_id_and_all_count() -> None:

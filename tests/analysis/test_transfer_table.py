@@ -1,6 +1,7 @@
 """The table of transfers: which runs make a cell, what is chosen and by what, and what is told apart."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ class Folder:
         run = self.path / "finals" / f"{self.count:04d}" if final else self.path / "search" / f"{self.count:04d}"
         run.mkdir(parents=True)
         arch, weights, digest = model
+        changes = {"run_id": run.name} | changes
         made = result(arch, 1000, seed, top1=top1, val_top1=val_top1, lr=lr, data_digest=task, **changes)
         (run / "result.json").write_text(json.dumps(made))
         config = {
@@ -90,6 +92,35 @@ def test_several_settings_without_held_out_images_are_not_chosen_among(folder):
     assert table.left_out == (
         "pets of weights/vit.npz: 2 settings (rates 0.01, 0.03), and no held-out images to choose by; name the folder of "
         "one",
+    )
+
+
+def test_a_copied_folder_adds_no_seed(folder, tmp_path):
+    runs = [folder.add("pets", top1, 0.8, seed=seed) for seed, top1 in enumerate((0.90, 0.94))]
+    shutil.copytree(folder.path, tmp_path / "copy")
+    table = build_transfer_table([folder.path, tmp_path / "copy"])
+    (cell,) = table.cells.values()
+    assert cell.values == (0.90, 0.94)
+    assert cell.std == pytest.approx(0.04 / 2**0.5)
+    assert table.left_out == (f"2 runs found in another folder too, such as {runs[0]}",)
+
+
+def test_of_two_copies_the_one_that_ended_later_counts(folder):
+    folder.add("pets", 0.90, 0.8, run_id="one", finished_at="2026-11-25T00:00:00Z")
+    folder.add("pets", 0.70, 0.8, run_id="one", finished_at="2026-11-24T00:00:00Z")
+    (cell,) = build_transfer_table([folder.path]).cells.values()
+    assert cell.values == (0.90,)
+
+
+@pytest.mark.parametrize("words", [[], ["--csv", "cells.csv"], ["--final", "final.yaml"], ["--json"]])
+def test_where_no_cell_can_be_shown_the_reason_is_one_line(folder, words, capsys):
+    folder.add("pets", 0.90, None, lr=0.01, final=True)
+    folder.add("pets", 0.95, None, lr=0.03, final=True)
+    assert main(["transfer", str(folder.path), *words]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert (
+        "no cell can be shown: pets of weights/vit.npz: 2 settings (rates 0.01, 0.03), and no held-out images" in said
     )
 
 

@@ -281,7 +281,8 @@ def test_a_stop_ends_running_jobs_cancels_the_others_and_the_next_call_goes_on(c
     )
     stopping = control.ask_to_stop(sweep.planned, None, SlurmQueue(refresh_seconds=0.3))
     ended = []
-    control.wait_until_ended(sweep.planned, stopping, ended.append, True, SlurmQueue(refresh_seconds=0.3))
+    queue = SlurmQueue(refresh_seconds=0.3)
+    control.wait_until_ended(sweep.planned, stopping, lambda item, host: ended.append(item), True, queue)
     assert (ended, stopping.running, stopping.cancelled) == (sweep.planned[:1], sweep.planned[:1], sweep.planned[1:])
     assert [row["state"] for row in sweep.rows()] == ["waiting"] * 3
     assert sweep.jobs() == [None] * 3

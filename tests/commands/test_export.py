@@ -11,6 +11,7 @@ from tests.reference_libraries import reference
 from tests.requirements import require
 from tests.trained_runs import TINY_VIT, random_model, random_pixels, train_tiny
 from vitlight.cli import main
+from vitlight.models.weight_files import write_state
 from vitlight.models.weights import save_weights
 from vitlight.prediction import export as export_module
 from vitlight.training.trained import load_trained
@@ -149,6 +150,15 @@ def test_another_image_size_is_exported_with_resized_positions(run, tmp_path, ca
     assert "posemb resized from 7x7 to 14x14" in capsys.readouterr().err
     images = torch.zeros(1, 3, 56, 56)
     assert run_pt2(tmp_path / "large.pt2", images).shape == (1, 4)
+
+
+def test_weights_without_a_classifier_are_not_exported(tmp_path, capsys):
+    state = random_model("vit_ti16", 6, 32, **VIT).state_dict()
+    write_state({name: value for name, value in state.items() if not name.startswith("head.")}, tmp_path / "w.pt")
+    options = [f"--option={name}={value}" for name, value in VIT.items()]
+    export(tmp_path / "w.pt", tmp_path / "x.pt2", "--arch=vit_ti16", *options, code=2)
+    assert "these weights have no classifier; `vitlight probe` measures" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "x.pt2").exists()
 
 
 def test_bad_arguments_get_one_line(run, tmp_path, capsys):

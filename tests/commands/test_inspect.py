@@ -73,6 +73,32 @@ def test_tables_are_for_people(vit, resnet, tmp_path, capsys):
     assert "resnet_nano1 has no attention that can be read." in capsys.readouterr().err
 
 
+def test_crop_and_size_are_those_that_are_given_for_all_networks(vit, resnet, tmp_path, capsys):
+    out = f"--output={tmp_path}"
+    inspect(vit, "--crop=0.5", "--num-images=3", "--only=attention", out, "--json")
+    (network,) = json.loads(capsys.readouterr().out)["networks"]
+    trained = load_trained(vit)
+    views = [own_images(trained.open_data(num_workers=0, eval_crop=crop), 3) for crop in (0.5, trained.crop_fraction)]
+    distances = []
+    for view in views:
+        sums = torch.zeros(2)
+        capture_attention(
+            trained.network,
+            trained.normalize(view),
+            lambda layer, place, weights, sums=sums: sums.add_(attention_distance(weights, (7, 7), 4, 1).sum(0)),
+        )
+        distances.append((sums / 3).tolist())
+    found = [row["distance_px"] for row in network["attention"]]
+    assert found == pytest.approx(distances[0], rel=1e-5) and found != pytest.approx(distances[1], rel=1e-4)
+    fields = []
+    for sources in ((vit, "--beside", resnet), (resnet,)):
+        inspect(*sources, "--crop=0.5", "--image-size=56", "--num-images=3", "--only=receptive_field", out, "--json")
+        networks = json.loads(capsys.readouterr().out)["networks"]
+        assert {network["image_size"] for network in networks} == {56}
+        fields.append(networks[-1]["receptive_field"])
+    assert fields[0] == fields[1]
+
+
 def test_pages_name_runs_as_seen_from_here(vit, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(vit.parent)
     inspect(vit, "--only=filters", f"--output={tmp_path}", "--json")

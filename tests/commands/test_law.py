@@ -48,6 +48,17 @@ def test_the_law_that_the_runs_were_made_from_is_found(exact: Path, capsys: pyte
     assert record["excluded"] == [] and record["not_fitted"] == []
 
 
+def test_an_evaluation_sets_error_is_one_minus_its_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = write_law(tmp_path, archs=("vit_nano2",))
+    for path in runs.rglob("result.json"):
+        run = json.loads(path.read_text())
+        score = {"set": "v2", "image_size": run["image_size"], "step": 1, "top1": run["top1"]}
+        (path.parent / "evaluations.json").write_text(json.dumps([score]))
+    whole, other = (law(capsys, runs, "--form=compute", f"--error={name}")["laws"][0] for name in ("top1", "top1_v2"))
+    assert other["parameters"] == whole["parameters"]
+    assert (whole["meaning"], other["meaning"]) == ("E: 1 - top1; C: train_flops", "E: 1 - top1_v2; C: train_flops")
+
+
 def test_the_same_seed_gives_the_same_numbers(noisy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, again = law(capsys, noisy, "--form=size_data"), law(capsys, noisy, "--form=size_data")
     assert first == again

@@ -15,7 +15,7 @@ from vitlight.analysis import load_runs
 from vitlight.cli import main
 from vitlight.commands.probe import _folder_name
 from vitlight.data.shards import write_shards
-from vitlight.models.weight_files import write_state
+from vitlight.models.weight_files import read_state, write_state
 from vitlight.training.resolve import resolve_run
 from vitlight.training.trained import load_trained
 
@@ -156,6 +156,20 @@ def test_weights_of_no_run_on_other_images(run, tmp_path, capsys):
     )
     assert by_weights["mine"]["scores"][0]["top1"] == pytest.approx(top1s(record)["few_shot/5_shot"], abs=0.05)
     assert by_weights["mine"]["feature_dtype"] == "float16"
+    bare = tmp_path / "bare.safetensors"
+    write_state({name: value for name, value in read_state(weights).items() if not name.startswith("head.")}, bare)
+    by_bare = probe(
+        bare,
+        "--arch=vit_nano1",
+        *options,
+        *given,
+        "--name=mine",
+        "--crop=0.875",
+        "--feature-dtype=float16",
+        output=tmp_path / "b.json",
+    )
+    assert by_bare["mine"]["scores"] == by_weights["mine"]["scores"]
+    assert ", no classifier, " in by_bare["mine"]["source"]
     assert main(["probe", str(weights), "--arch=vit_nano1", *options]) == 2
     assert "these weights are of no run; name the images with --data.train" in capsys.readouterr().err
 

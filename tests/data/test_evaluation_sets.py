@@ -125,6 +125,18 @@ def test_what_does_not_fit_is_refused(shards, num_classes, settings, message):
         opened(shards, num_classes, **settings)
 
 
+def test_classes_of_other_numbers_need_a_map_which_their_names_may_be(shards):
+    names = file(shards, "classes.txt", "1\n10\n2\n3\n")
+    model = ("0", "1", "10", "2", "3")
+    message = r"one\.shards=.*: class '1' is number 0 there and 1 in data\.train, .*; set .*\.one\.class_map"
+    with pytest.raises(InputError, match=message):
+        opened(shards, 5, model)
+    found, _ = opened(shards, 5, model, class_map=names)
+    assert right(found) == {i: {label + 1} for i, label in enumerate(LABELS)}
+    found, _ = opened(shards, 5, ("1", "10", "2", "3", "4"))
+    assert right(found) == {i: {label} for i, label in enumerate(LABELS)}
+
+
 def test_a_set_of_which_no_image_is_left_is_refused(shards, tmp_path):
     with pytest.raises(InputError, match=r"one: none of 5 images has a class of the model"):
         opened(shards, class_map=file(tmp_path, "map.json", {"9": 1}))

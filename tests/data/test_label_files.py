@@ -111,3 +111,67 @@ def test_the_classes_of_imagenet_v2_are_numbers_in_the_order_of_text(tmp_path):
     path = written(tmp_path, "classes.txt", "0\n1\n10\n2\n")
     own, model = ClassNumbers(1 << 24, ("0", "1", "10", "2"), "own"), ClassNumbers(11, None, "the model's classes")
     assert read_class_map(path, own, model) == {0: (0,), 1: (1,), 2: (10,), 3: (2,)}
+
+
+TWELVE = tuple(sorted(map(str, range(12))))  # 0, 1, 10, 11, 2, ...: folders, numbered in the order of text
+DIGITS = ClassNumbers(12, TWELVE, "the model's classes")
+
+
+def test_the_sets_own_list_of_digits_is_one_of_names_to_a_model_with_such_names(tmp_path):
+    own = ClassNumbers(1 << 24, ("1", "10", "2", "9"), "own")
+    wanted = {0: (1,), 1: (2,), 2: (4,), 3: (11,)}
+    assert read_class_map(written(tmp_path, "classes.txt", "1\n10\n2\n9\n"), own, DIGITS) == wanted
+    assert read_class_map(written(tmp_path, "classes.json", ["1", "10", "2", "9"]), own, DIGITS) == wanted
+    assert read_class_map(written(tmp_path, "map.json", [1, 10, 2, 9]), own, DIGITS) == {
+        0: (1,),
+        1: (10,),
+        2: (2,),
+        3: (9,),
+    }
+    padded = ClassNumbers(3, ("001", "002", "003"), "the model's classes")
+    own = ClassNumbers(1 << 24, ("001", "003"), "own")
+    assert read_class_map(written(tmp_path, "classes.txt", "001\n003\n"), own, padded) == {0: (0,), 1: (2,)}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "map.txt",
+            "0\n1\n2\n3\n",
+            r"'2' is the number 2, and the name of number 4, of the model's classes; a \.json list",
+        ),
+        ("map.json", ["1", "10"], r"'10' is the number 10, and the name of number 2, of the model's classes"),
+        ("map.json", {"2": 0}, r"'2' is the number 2, and the name of number 1, of own"),
+    ],
+)
+def test_digits_that_are_one_class_by_number_and_another_by_name_are_refused(tmp_path, name, content, message):
+    own = ClassNumbers(1 << 24, ("1", "2", "3"), "own")
+    with pytest.raises(InputError, match=message):
+        read_class_map(written(tmp_path, name, content), own, DIGITS)
+
+
+def test_labels_in_digits_are_numbers_where_no_other_class_is_called_so(tmp_path):
+    path = written(tmp_path, "labels.csv", "key,labels\nb,0 1\n")
+    assert read_label_file(path, ["b"], DIGITS) == [(0, 1)]
+    assert read_label_file(written(tmp_path, "labels.json", {"b": [10, 2]}), ["b"], DIGITS) == [(10, 2)]
+    path = written(tmp_path, "labels.csv", "key,labels\nb,11\n")
+    with pytest.raises(InputError, match=r"of image 'b': '11' is the number 11, and the name of number 3"):
+        read_label_file(path, ["b"], DIGITS)
+
+
+@pytest.mark.parametrize(
+    "read", [lambda path: read_class_map(path, CLASSES, CLASSES), lambda path: read_label_file(path, KEYS, CLASSES)]
+)
+def test_what_is_not_utf_8_is_said(tmp_path, read):
+    path = tmp_path / "saved_by_a_spreadsheet.csv"
+    path.write_bytes("key,label\nILSVRC2012_val_00000001,caf\u00e9\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"spreadsheet\.csv: can't read the .*: 'utf-8' codec .*; save it as UTF-8"):
+        read(path)
+
+
+def test_a_name_beyond_the_models_classes_is_none_of_them(tmp_path):
+    """A classes.txt may list more than data.num_classes; no image that is trained on has these."""
+    path = written(tmp_path, "labels.csv", "key,label\nILSVRC2012_val_00000001,eel\n")
+    with pytest.raises(InputError, match=r"'eel' is the name of none of the model's classes"):
+        read_label_file(path, KEYS, ClassNumbers(2, ("cat", "dog", "eel"), "the model's classes"))

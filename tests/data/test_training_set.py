@@ -1,3 +1,4 @@
+import dataclasses
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ from tests.conftest import tiny_sample
 from vitlight.data.index import load_index
 from vitlight.data.labels import LabelSource
 from vitlight.data.subset import SubsetRule
-from vitlight.data.training_set import IndexOptions, check_labels, named_sources, open_training_set
+from vitlight.data.training_set import IndexOptions, check_labels, check_same_numbers, named_sources, open_training_set
 from vitlight.errors import InputError
 
 
@@ -140,6 +141,29 @@ def test_sets_that_name_their_classes_differently_are_not_mixed(tmp_path):
         {str(tmp_path / "a"): 1.0, str(tmp_path / "b"): 1.0}, options, SubsetRule(), seed=0, global_batch_size=8
     )
     assert [index.label.tolist() for index in training.indexes] == [[0, 1] * 4, [1, 0] * 4]
+
+
+@pytest.mark.parametrize(
+    ("names", "ours", "message"),
+    [
+        (("cat", "dog"), ("cat", "dog", "eel"), None),
+        (
+            ("cat", "eel"),
+            ("cat", "dog", "eel"),
+            r"x: class 'eel' is number 1 there and 2 in data\.train, .*; pack it anew",
+        ),
+        (("n01", "n02"), ("cat", "dog"), None),  # in other words
+        (None, ("cat", "dog"), None),
+        (("dog", "cat"), None, None),
+    ],
+)
+def test_a_class_has_one_number(tiny_shards, names, ours, message):
+    index = dataclasses.replace(load_index(tiny_shards / "test"), class_names=names)
+    if message is None:
+        check_same_numbers(index, ours, "x", "pack it anew")
+    else:
+        with pytest.raises(InputError, match=message):
+            check_same_numbers(index, ours, "x", "pack it anew")
 
 
 def test_labels_beyond_num_classes_are_named(tiny_shards, tmp_path):

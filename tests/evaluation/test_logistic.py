@@ -26,6 +26,19 @@ def test_weights_and_predictions_equal_those_of_scikit_learn(monkeypatch):
         assert 60 < each.count_correct(images) < 200
 
 
+def test_two_classes_are_decided_as_by_scikit_learn(monkeypatch):
+    monkeypatch.setattr(logistic, "_TOLERANCE", 1e-8)
+    train = fake_features(300, 10, 2, seed=0)
+    x = train.values.double().numpy()
+    x = (x - x.mean(0)) / (x.std(0) + 1e-5)
+    for each in fit_logistic(train, 2, [1.0, 0.01]):
+        their = LogisticRegression(C=each.c, tol=1e-8, max_iter=10_000).fit(x, train.labels.numpy())
+        weights, bias = each.weights[:, 1] - each.weights[:, 0], each.bias[1] - each.bias[0]
+        np.testing.assert_allclose(weights.numpy(), their.coef_[0], atol=1e-5)
+        assert float(bias) == pytest.approx(their.intercept_[0], abs=1e-5)
+        assert each.converged
+
+
 def test_a_fit_that_is_cut_off_says_so(monkeypatch):
     monkeypatch.setattr(logistic, "_MAX_STEPS", 3)
     (fitted,) = fit_logistic(fake_features(100, 6, 3, seed=0), 3, [1.0])

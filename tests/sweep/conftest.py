@@ -1,5 +1,6 @@
 """Sweep files, fake runners as processes, and the record of what the fake runs did."""
 
+import argparse
 import os
 import subprocess
 import sys
@@ -8,6 +9,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from tests.sweep import fake_fit
+from vitlight.sweep import commands, control, warm
 
 REPOSITORY = Path(__file__).parents[2]
 COMMAND = ["${env}", "vitlight", "fit", "--config=base.yaml", "${args}"]
@@ -91,6 +95,29 @@ def playground(tmp_path):
         if process.poll() is None:
             process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def sweep_cli(monkeypatch, request, tmp_path):
+    """Call `vitlight sweep ACTION PLACE OPTIONS` on the fake `fit`, in a root of its own; returns its exit code."""
+    monkeypatch.setenv("PYTHONPATH", str(request.config.rootpath))
+    monkeypatch.setattr(warm.WarmExecutor.__init__, "__defaults__", (1, "tests.sweep.fake_fit", None))
+    monkeypatch.setattr("vitlight.training.resolve.Resolver", lambda: fake_fit.resolve)
+    monkeypatch.setattr(control, "LOOK_SECONDS", 0.02)
+    parser = argparse.ArgumentParser()
+    commands.add_sweep_parser(parser.add_subparsers())
+    (tmp_path / "runs").mkdir()
+
+    def call(action, place, *options):
+        root = [] if place.is_dir() else [f"--root={tmp_path / 'runs'}"]
+        args = parser.parse_args(["sweep", action, *root, str(place), *options])
+        return args.handler(args)
+
+    return call
+
+
+def table_cells(text):
+    return [[word.strip() for word in line.split("│")[1:-1]] for line in text.splitlines() if line.startswith("│")]
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Cells beside the grid: planned, run and shown with the others."""
 
+import argparse
 import json
 
 import pytest
@@ -8,6 +9,8 @@ from tests.sweep import fake_fit
 from vitlight.errors import InputError
 from vitlight.sweep import load_sweep, plan_sweep, sweep_status
 from vitlight.sweep.added import ADDED, append_added, combinations, parse_setting, read_added
+from vitlight.sweep.control_command import add_command
+from vitlight.sweep.recorded_plan import record_plan, recorded_plan
 
 
 @pytest.fixture
@@ -84,10 +87,33 @@ def test_a_setting_that_only_added_cells_have_names_them(write_sweep, tmp_path):
     assert labels == ["seed_everything=0", "seed_everything=1", "model.lr=0.5 seed_everything=0"]
 
 
-def test_a_cell_that_is_in_the_grid_is_refused_by_the_plan(sweep, tmp_path):
-    append_added(tmp_path / "demo", combinations(sweep, [("model.arch", "ok_2"), ("seed_everything", 1)]), 0)
-    with pytest.raises(InputError, match=r"cells 3 .* and 4 .* are the same run"):
-        plan_sweep(sweep, fake_fit.resolve, tmp_path)
+@pytest.mark.parametrize("devices", [[], [4]], ids=["the same settings", "one more that changes nothing"])
+def test_added_cells_that_the_file_comes_to_have_are_its_own(
+    sweep, write_sweep, tmp_path, monkeypatch, capsys, devices
+):
+    append_added(tmp_path / "demo", combinations(sweep, [("model.arch", "ok_3")]), 0)
+    axes = {"model.arch": ["ok_1", "ok_2", "ok_3"], "seed_everything": [0, 1], "data.width": [7]}
+    path = write_sweep(axes | ({"trainer.devices": devices} if devices else {}))
+    planned = plan_sweep(load_sweep(path), fake_fit.resolve, tmp_path)
+    assert [item.cell.index for item in planned] == [0, 1, 2, 3, 4, 5]
+    assert len({item.run.run_id for item in planned}) == 6
+    record_plan(planned)
+    known = recorded_plan(load_sweep(path), tmp_path / "demo", is_checked=False, root=tmp_path)
+    assert known is None if devices else [item.cell for item in known] == [item.cell for item in planned]
+    monkeypatch.setattr("vitlight.training.resolve.Resolver", lambda: fake_fit.resolve)
+    asked = ["--model.arch=ok_4", "--seed_everything=0"]
+    assert add_command(argparse.Namespace(file=str(path), root=tmp_path, settings=asked)) == 0
+    assert capsys.readouterr().out.startswith("added    8  ")
+    again = plan_sweep(load_sweep(path), fake_fit.resolve, tmp_path)
+    assert [item.cell.index for item in again] == [0, 1, 2, 3, 4, 5, 8]
+
+
+def test_a_setting_that_makes_no_other_run_adds_no_cell(sweep, tmp_path, monkeypatch):
+    monkeypatch.setattr("vitlight.training.resolve.Resolver", lambda: fake_fit.resolve)
+    asked = ["--model.arch=ok_2", "--seed_everything=1", "--trainer.devices=2"]
+    with pytest.raises(InputError, match=r"^model.arch=ok_2 seed_everything=1 trainer.devices=2 is the same run"):
+        add_command(argparse.Namespace(file=str(sweep.path), root=tmp_path, settings=asked))
+    assert read_added(tmp_path / "demo") == ()
 
 
 def test_a_torn_line_is_no_cell_and_is_cut_off_by_the_next(sweep, tmp_path):

@@ -1,7 +1,6 @@
 """What a budget pays for, and the sweep file that is left."""
 
 import pytest
-import yaml
 
 from tests.sweep import fake_fit
 from tests.sweep.planned_cells import planned_cell
@@ -108,7 +107,8 @@ def reduced(write_sweep_file, tmp_path, chosen, axes, **keys):
     again = load_sweep(tmp_path / "reduced.yaml")
     before = sorted(sorted(map(str, item.cell.settings.items())) for item in kept)
     after = sorted(sorted(map(str, cell.settings.items())) for cell in again.cells())
-    assert (again.name, again.command, again.metric) == (sweep.name, sweep.command, sweep.metric)
+    kept_keys = ("name", "command", "metric", "run_cap", "early_terminate")
+    assert [getattr(again, key) for key in kept_keys] == [getattr(sweep, key) for key in kept_keys]
     assert before == after
     return parameters
 
@@ -140,6 +140,29 @@ def test_a_staircase_becomes_one_axis_of_settings_that_go_together(write_sweep, 
         "run.tags": {"value": ["a"]},
         "seed_everything": {"values": [0, 1]},
     }
+
+
+EARLY_ENDS = {
+    "metric": {"name": "val/top1", "goal": "maximize"},
+    "early_terminate": {"type": "hyperband", "min_iter": 2, "eta": 3},
+}
+
+
+def test_seeds_that_not_all_cells_have_go_with_the_others_settings(write_sweep, tmp_path):
+    axes = {"model.arch": ["ok_1", "ok_2"], "seed_everything": [0, 1]}
+    parameters = reduced(write_sweep, tmp_path, lambda item: True, axes, run_cap=3, **EARLY_ENDS)
+    cells = [("ok_1", 0), ("ok_1", 1), ("ok_2", 0)]
+    assert parameters == {
+        "config": {"values": [{"model": {"arch": arch}, "seed_everything": seed} for arch, seed in cells]}
+    }
+
+
+def test_seeds_within_mappings_are_cells_of_their_own(write_sweep, tmp_path):
+    """As the file has it that the test above writes, once more reduced."""
+    configs = [{"model": {"arch": arch}, "seed_everything": seed} for arch in ("ok_1", "ok_2") for seed in (0, 1)]
+    axes = {"config": configs, "data.num_train_samples": [10, 20]}
+    parameters = reduced(write_sweep, tmp_path, lambda item: item.cell.index != 7, axes)
+    assert len(parameters["config"]["values"]) == 7
 
 
 def test_files_and_mappings_of_a_staircase_are_merged(tmp_path, write_sweep):
@@ -185,6 +208,16 @@ def test_all_durations_are_scaled_wherever_they_are_written(write_sweep):
         scaled_parameters(sweep, planned, 0.25)
 
 
+def test_a_scaled_sweep_has_as_many_cells_and_ends_them_as_early(write_sweep, tmp_path):
+    axes = {"model.duration.epochs": [2, 4], "seed_everything": [0, 1]}
+    sweep = load_sweep(write_sweep(axes, run_cap=3, **EARLY_ENDS))
+    parameters = scaled_parameters(sweep, plan_sweep(sweep, fake_fit.resolve), 0.5)
+    write_sweep_to(tmp_path / "short.yaml", sweep, parameters)
+    again = load_sweep(tmp_path / "short.yaml")
+    assert [tuple(cell.parameters.values()) for cell in again.cells()] == [(1.0, 0), (1.0, 1), (2.0, 0)]
+    assert (again.run_cap, again.early_terminate) == (3, EARLY_ENDS["early_terminate"])
+
+
 def _with_duration(planned, **given):
     from jsonargparse import Namespace
 
@@ -197,9 +230,8 @@ def _with_duration(planned, **given):
 def test_a_place_that_cant_be_written_is_named(write_sweep, tmp_path):
     sweep = load_sweep(write_sweep(AXES))
     with pytest.raises(InputError, match=r"--out .*absent/x\.yaml can't be written \(No such file or directory\)"):
-        write_sweep_file(tmp_path / "absent" / "x.yaml", sweep)
+        write_sweep_to(tmp_path / "absent" / "x.yaml", sweep, {"a": {"value": 1}})
 
 
-def write_sweep_file(path, sweep):
-    write_sweep(path, sweep, {"a": {"value": 1}}, "")
-    return yaml.safe_load(path.read_text())
+def write_sweep_to(path, sweep, parameters):
+    write_sweep(path, sweep, parameters, "")

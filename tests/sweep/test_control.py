@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 
 import pytest
@@ -13,10 +14,12 @@ from vitlight.sweep import control, load_sweep, plan_sweep
 from vitlight.sweep.claims import Attempts, Claims, read_attempts
 from vitlight.sweep.control import ask_to_stop, clear, wait_until_ended
 from vitlight.sweep.job_records import JobRecord, job_path, read_job, write_job
+from vitlight.sweep.leases import LeaseWatch, newest_lease
 from vitlight.sweep.requests import write_request
 from vitlight.sweep.slurm_cell import SlurmCell
 from vitlight.sweep.slurm_queue import JobState, SlurmQueue
 from vitlight.sweep.status import cell_state, claim_path
+from vitlight.training.locks import Lock
 from vitlight.training.stop_file import StopFile
 
 
@@ -53,7 +56,7 @@ def started(playground):
 def stop(planned, cells=None):
     stopping = ask_to_stop(planned, cells, SlurmQueue())
     ended = []
-    wait_until_ended(planned, stopping, ended.append, cells is None, SlurmQueue())
+    wait_until_ended(planned, stopping, lambda item, host: ended.append(item), cells is None, SlurmQueue())
     assert sorted(item.cell.index for item in ended) == [item.cell.index for item in stopping.running]
     return stopping
 
@@ -117,7 +120,8 @@ def test_a_run_that_had_just_begun_is_asked_again(planned_on, playground, claims
     held[1].release()
     ended = []
 
-    def say(item):
+    def say(item, dead_host):
+        assert dead_host is None
         ended.append(item)
         if item is planned[1]:
             assert StopFile(planned[0].run.run_dir).path.exists()
@@ -125,6 +129,25 @@ def test_a_run_that_had_just_begun_is_asked_again(planned_on, playground, claims
 
     wait_until_ended(planned, stopping, say, True, SlurmQueue())
     assert ended == planned[::-1]
+
+
+def test_a_cell_of_a_dead_host_is_given_up_and_free(planned_on, playground, monkeypatch, capsys):
+    planned, _ = planned_on("ok_1", "ok_2")
+    path = claim_path(planned[0])
+    path.parent.mkdir(parents=True)
+    path.touch()
+    with monkeypatch.context() as there:
+        there.setattr(platform, "node", lambda: "gpu7")
+        LeaseWatch(0.01).take(path, Lock(-1, path, "elsewhere"))
+    assert states(planned) == ["running", "waiting"]
+    ended = []
+    stopping = ask_to_stop(planned, None, SlurmQueue())
+    wait_until_ended(planned, stopping, lambda *seen: ended.append(seen), True, SlurmQueue())
+    assert ended == [(planned[0], "gpu7")]
+    assert states(planned) == ["waiting", "waiting"]
+    assert newest_lease(path).number == 2
+    silent = f"silent   model.arch=ok_1  {planned[0].run.run_id}  gpu7, which has it, gives no sign of life; "
+    assert capsys.readouterr().err == f"{silent}taken over after 0.12 s\n"
 
 
 class Queue:

@@ -7,6 +7,7 @@ import pytest
 
 from tests.sweep import searched_fit
 from tests.sweep.engine import require_engine, write_search
+from vitlight.errors import InputError
 from vitlight.sweep import LocalExecutor, load_sweep, plan_sweep, run_sweep, sweep_status
 from vitlight.sweep.claims import Claims
 from vitlight.sweep.control import clear
@@ -127,6 +128,16 @@ def test_a_record_that_is_set_back_is_read_anew(tmp_path):
     path.write_text('{"train/loss": 2}\n{"val/top1": 0.5}\n')
     assert history.refresh()
     assert history.values == (0.5,)
+
+
+def test_without_the_engine_nothing_of_a_grid_with_early_ends_is_begun(write_sweep, tmp_path, monkeypatch):
+    sweep = load_sweep(write_sweep({"model.optimizer.lr": RATES}, metric=METRIC, early_terminate=RULE))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "sweeps"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "sweeps", None)
+    with pytest.raises(InputError, match=r"early_terminate need W&B's engine; sweeps is missing: pip install"):
+        run_sweep(sweep, searched_fit.resolve, tmp_path / "runs", executor=LocalExecutor(1, FIT))
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_grid_without_early_ends_needs_no_guide(write_sweep, tmp_path):

@@ -162,6 +162,38 @@ def test_a_watcher_that_was_stopped_has_seen_nothing_meanwhile(tmp_path, monkeyp
     assert watch.take(path, lock).number == 2
 
 
+@pytest.mark.parametrize(
+    ("host", "silent_seconds", "up_seconds", "is_free"),
+    [
+        (platform.node(), 700, 600, True),
+        (platform.node(), 500, 600, False),  # beaten since this host started: another one of its name
+        (platform.node(), 100, 50, False),  # and that one may have missed some beats
+        ("other", 700, 600, False),
+    ],
+)
+def test_what_a_host_had_before_it_was_started_again_is_free_at_once(
+    tmp_path, monkeypatch, host, silent_seconds, up_seconds, is_free
+):
+    path = tmp_path / "cell.lock"
+    path.touch()
+    with monkeypatch.context() as there:
+        there.setattr(platform, "node", lambda: host)
+        lease = LeaseWatch(10.0).take(path, Lock(-1, path, "before"))
+    os.utime(lease.path, (time.time() - silent_seconds,) * 2)
+    monkeypatch.setattr(time, "clock_gettime", lambda clock: up_seconds)
+    assert is_claimed(path) == (not is_free)
+    assert (LeaseWatch().take(path, Lock(-1, path, "now")) is not None) == is_free
+
+
+def test_a_host_whose_clock_is_ahead_takes_nothing_from_another_of_its_name(tmp_path, monkeypatch):
+    path, now = tmp_path / "cell.lock", time.time()
+    path.touch()
+    LeaseWatch(10.0).take(path, Lock(-1, path, "the other's"))
+    monkeypatch.setattr(time, "clock_gettime", lambda clock: 600.0)
+    monkeypatch.setattr(time, "time", lambda: now + 3600.0)
+    assert LeaseWatch().take(path, Lock(-1, path, "this")) is None
+
+
 def test_a_lease_whose_maker_was_killed_before_it_wrote_is_dead_after_the_usual_silence(tmp_path, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])

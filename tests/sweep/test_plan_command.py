@@ -12,6 +12,7 @@ from tests.sweep.planned_cells import write_done
 from vitlight.cli import main
 from vitlight.errors import InputError
 from vitlight.sweep import commands, load_sweep, plan, tables
+from vitlight.sweep.added import append_added
 
 
 @pytest.fixture
@@ -148,6 +149,13 @@ def test_a_budget_drops_cells_and_writes_what_is_left(plan_cli, write_sweep, cap
         f"written: {out}",
     ]
     assert load_sweep(out).parameters == {"model.arch": ("ok_1", "ok_2"), "seed_everything": (0, 1)}
+
+
+def test_no_sweep_is_written_that_added_cells_would_come_back_to(plan_cli, write_sweep, tmp_path):
+    append_added(tmp_path / "runs" / "demo", [{"model.arch": "ok_9", "seed_everything": 0}], 0)
+    with pytest.raises(InputError, match=r"less\.yaml: .*added\.jsonl adds its cells to any file named demo, whatever"):
+        plan_cli(write_sweep(AXES), "--budget", "4e4", "--out", str(tmp_path / "less.yaml"))
+    assert not (tmp_path / "less.yaml").exists()
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,10 @@ from tests.sweep import searched_fit
 from tests.sweep.conftest import end
 from tests.sweep.engine import engine, require_engine, write_search
 from vitlight.errors import InputError
-from vitlight.sweep import LocalExecutor, load_sweep, plan_sweep, run_sweep, sweep_status
+from vitlight.sweep import LocalExecutor, guide, load_sweep, plan_sweep, run_sweep, sweep_status
 from vitlight.sweep.guide import open_guide
 from vitlight.sweep.search_engine import Observed, suggest
+from vitlight.sweep.search_journal import Journal
 
 FIT = (sys.executable, "-m", "tests.sweep.searched_fit")
 LR = {"distribution": "log_uniform_values", "min": 1e-5, "max": 1e-1}
@@ -116,19 +117,79 @@ def test_a_runner_makes_what_is_missing_of_a_suggestion_and_takes_what_is_there(
     assert (len(one.planned), one.has_more) == (6, False)
 
 
+def write_ended(planned, status, values=()):
+    planned.run.run_dir.mkdir(parents=True)
+    rows = "".join(json.dumps({"val/top1": value}) + "\n" for value in values)
+    (planned.run.run_dir / "metrics.jsonl").write_text(rows)
+    (planned.run.run_dir / "result.json").write_text(json.dumps({"status": status, "reason": None}))
+
+
+def test_what_was_suggested_while_a_runner_planned_its_cells_is_run_by_it_and_is_no_failure(search_file, tmp_path):
+    sweep = load_sweep(search_file())
+    planned = plan_sweep(sweep, searched_fit.resolve, tmp_path)
+    first = open_guide(sweep, planned, searched_fit.resolve, tmp_path)
+    while len(first.planned) < 5:
+        first.more(is_idle=True)
+    for item, value in zip(first.planned, (0.1, 0.2, 0.5, 0.3, 0.4), strict=True):
+        write_ended(item, "done", [value])
+    late = open_guide(sweep, planned, searched_fit.resolve, tmp_path)
+    assert late.has_more
+    assert late.more(is_idle=True) == first.planned[2:]
+    (last,) = late.more(is_idle=True)
+    values = zip(first.planned, (0.1, 0.2, 0.5, 0.3, 0.4), strict=True)
+    cells = [Observed(item.cell.parameters, "finished", [value]) for item, value in values]
+    assert last.cell.parameters == suggest(sweep.search.specs, METRIC, 0, 5, cells)
+    assert ([item.cell.index for item in late.planned], late.has_more) == ([0, 1, 2, 3, 4, 5], False)
+    assert late.take_lines() == []
+
+
+def test_a_suggestion_whose_run_is_another_cells_counts_as_that(search_file, tmp_path, monkeypatch):
+    space = {"trainer.devices": {"min": 1, "max": 100}, "model.optimizer.lr": {"value": 0.1}}  # one run, anywhere in it
+    sweep = load_sweep(search_file(space))
+    (only,) = planned = plan_sweep(sweep, searched_fit.resolve, tmp_path)
+    write_ended(only, "diverged", [0.1])
+    told = []
+    monkeypatch.setattr(guide, "suggest", lambda *words: told.append(words[-1]) or suggest(*words))
+    joined = open_guide(sweep, planned, searched_fit.resolve, tmp_path)
+    assert joined.more(is_idle=True) == []
+    suggested = [each["parameters"] for _, each in sorted(journal(tmp_path).items())]
+    assert [(cell.parameters, cell.history, cell.name) for cell in told[0]] == [
+        (parameters, (0.1,), only.run.run_id) for parameters in suggested[:2]
+    ]
+    assert len(suggested) == 4  # a cell that failed, another suggestion of it, and two that found no new one
+    assert joined.take_lines()[-1] == "no more cells are suggested: 3 have failed, and none has a result"
+    assert joined.planned == [only]
+
+
+def test_a_search_that_another_runner_began_with_another_seed_meanwhile_is_refused(search_file, tmp_path):
+    sweep = load_sweep(search_file())
+    planned = plan_sweep(sweep, searched_fit.resolve, tmp_path)
+    Journal(tmp_path / "demo", sweep.search).begin(5)
+    with pytest.raises(InputError, match=r"has just begun this search with --search-seed 5; try again"):
+        open_guide(sweep, planned, searched_fit.resolve, tmp_path)
+
+
+def test_a_runner_that_has_written_one_of_the_first_two_hides_none(search_file, tmp_path):
+    sweep = load_sweep(search_file())
+    both = plan_sweep(sweep, searched_fit.resolve, tmp_path)
+    begun = Journal(tmp_path / "demo", sweep.search)
+    begun.begin(0)
+    begun.add(sweep.search.blind(0))
+    assert plan_sweep(sweep, searched_fit.resolve, tmp_path) == both
+    open_guide(sweep, both, searched_fit.resolve, tmp_path)
+    assert sorted(journal(tmp_path)) == ["00000.json", "00001.json"]
+
+
 def test_the_engine_hears_of_failed_and_stopped_cells_what_wandb_tells_it(search_file, tmp_path):
     """Results, ends and failures of three cells, against the engine called by hand."""
     sweep = load_sweep(search_file())
     planned = plan_sweep(sweep, searched_fit.resolve, tmp_path)
-    guide = open_guide(sweep, planned, searched_fit.resolve, tmp_path)
-    guide.more(is_idle=True)
+    runner = open_guide(sweep, planned, searched_fit.resolve, tmp_path)
+    runner.more(is_idle=True)
     told = [("done", [0.2, 0.5, 0.4]), ("stopped", [0.3]), ("diverged", [])]
-    for item, (status, values) in zip(guide.planned, told, strict=True):
-        item.run.run_dir.mkdir(parents=True)
-        rows = "".join(json.dumps({"val/top1": value}) + "\n" for value in values)
-        (item.run.run_dir / "metrics.jsonl").write_text(rows)
-        (item.run.run_dir / "result.json").write_text(json.dumps({"status": status, "reason": None}))
-    found = guide.more(is_idle=True)[0].cell.parameters
+    for item, (status, values) in zip(runner.planned, told, strict=True):
+        write_ended(item, status, values)
+    found = runner.more(is_idle=True)[0].cell.parameters
     states = ("finished", "killed", "failed")
     runs = [
         engine("run").SweepRun(
@@ -136,11 +197,11 @@ def test_the_engine_hears_of_failed_and_stopped_cells_what_wandb_tells_it(search
             config={"model.optimizer.lr": {"value": item.cell.parameters["model.optimizer.lr"]}},
             sampledHistory=[{"val/top1": value} for value in values],
         )
-        for item, state, (_, values) in zip(guide.planned, states, told, strict=False)
+        for item, state, (_, values) in zip(runner.planned, states, told, strict=False)
     ]
     cells = [
         Observed(item.cell.parameters, state, values)
-        for item, state, (_, values) in zip(guide.planned, states, told, strict=False)
+        for item, state, (_, values) in zip(runner.planned, states, told, strict=False)
     ]
     assert found == suggest(sweep.search.specs, METRIC, 0, 3, cells)
     config = {"method": "bayes", "metric": METRIC, "parameters": sweep.search.specs}

@@ -1,4 +1,4 @@
-"""What `vitlight sweep status`, `stop`, `retry` and `add` print, on fake runs."""
+"""What `vitlight sweep status` prints, on fake runs."""
 
 import argparse
 import io
@@ -9,8 +9,9 @@ import pytest
 from rich.console import Console
 
 from tests.sweep import fake_fit
+from tests.sweep.conftest import table_cells
 from vitlight.errors import InputError
-from vitlight.sweep import commands, control, load_sweep, plan_sweep, status_command, warm
+from vitlight.sweep import load_sweep, plan_sweep, status_command
 from vitlight.sweep.claims import Claims
 from vitlight.sweep.status import claim_path, log_path, status_rows
 from vitlight.sweep.status_table import (
@@ -22,29 +23,6 @@ from vitlight.sweep.status_table import (
     status_columns,
 )
 from vitlight.sweep.tables import CAPTION
-
-
-@pytest.fixture
-def sweep_cli(monkeypatch, request, tmp_path):
-    """Call `vitlight sweep ACTION PLACE OPTIONS` on the fake `fit`, in a root of its own; returns its exit code."""
-    monkeypatch.setenv("PYTHONPATH", str(request.config.rootpath))
-    monkeypatch.setattr(warm.WarmExecutor.__init__, "__defaults__", (1, "tests.sweep.fake_fit", None))
-    monkeypatch.setattr("vitlight.training.resolve.Resolver", lambda: fake_fit.resolve)
-    monkeypatch.setattr(control, "LOOK_SECONDS", 0.02)
-    parser = argparse.ArgumentParser()
-    commands.add_sweep_parser(parser.add_subparsers())
-    (tmp_path / "runs").mkdir()
-
-    def call(action, place, *options):
-        root = [] if place.is_dir() else [f"--root={tmp_path / 'runs'}"]
-        args = parser.parse_args(["sweep", action, *root, str(place), *options])
-        return args.handler(args)
-
-    return call
-
-
-def table_cells(text):
-    return [[word.strip() for word in line.split("│")[1:-1]] for line in text.splitlines() if line.startswith("│")]
 
 
 def test_a_table_is_printed_with_facts_and_failures(sweep_cli, write_sweep, capsys, tmp_path):
@@ -211,84 +189,3 @@ def test_a_watch_ends_when_all_cells_have(sweep_cli, write_sweep, monkeypatch, t
     assert "2 cells: 2 waiting" in out.getvalue()
     assert "3 cells: 3 waiting" in out.getvalue()
     assert "3 cells: 3 done" in out.getvalue()
-
-
-def test_retry_tells_what_will_be_run_again(sweep_cli, write_sweep, capsys, tmp_path):
-    sweep_file = write_sweep({"model.arch": ["ok_1", "broken_2", "nan_3"]})
-    assert sweep_cli("run", sweep_file) == 1
-    capsys.readouterr()
-    again = f"by the runners at work, or by `vitlight sweep run {sweep_file}`\n"
-    assert sweep_cli("retry", sweep_file) == 0
-    assert capsys.readouterr().out == f"to be run again: cell 1; {again}"
-    assert sweep_cli("retry", sweep_file) == 0
-    assert capsys.readouterr().out == "no cell has failed; name those that diverged: `retry FILE diverged`\n"
-    with pytest.raises(InputError, match=r"^cell 0 \(model.arch=ok_1\) is done; retry is for cells that failed or "):
-        sweep_cli("retry", sweep_file, "0-2")
-    with pytest.raises(
-        InputError, match=r"^cell 1 \(model.arch=broken_2\) is waiting; .*, and --from-scratch for those"
-    ):
-        sweep_cli("retry", sweep_file, "arch=broken_2")
-    assert sweep_cli("retry", sweep_file, "1", "diverged", "--from-scratch") == 0
-    assert capsys.readouterr().out == f"to be run again, from the first step: cells 1-2; {again}"
-    (tmp_path / "runs" / "repaired").touch()
-    assert sweep_cli("run", sweep_file) == 0
-    assert "demo: 2 of 3 cells done, 1 diverged" in capsys.readouterr().out
-
-
-def test_stop_tells_what_it_asked_for(sweep_cli, write_sweep, capsys, tmp_path):
-    sweep_file = write_sweep({"model.arch": ["ok_1", "ok_2"]})
-    with pytest.raises(InputError, match=r"demo isn't there: nothing of this sweep was ever run$"):
-        sweep_cli("stop", sweep_file)
-    planned = plan_sweep(load_sweep(sweep_file), fake_fit.resolve, tmp_path / "runs")
-    planned[1].run.run_dir.mkdir(parents=True)
-    (planned[1].run.run_dir / "metrics.jsonl").write_text('{"data/samples_seen": 40}\n')
-    goes_on = f"`vitlight sweep run {sweep_file}` goes on from here\n"
-    assert sweep_cli("stop", sweep_file) == 0
-    assert capsys.readouterr().out == f"runners start no more cells; none was running\n{goes_on}"
-    with Claims() as claims:
-        claim_path(planned[1]).parent.mkdir()
-        claim = claims.take(claim_path(planned[1]))
-        assert sweep_cli("stop", sweep_file, "1", "--detach") == 0
-        assert capsys.readouterr().out == f"runners leave cell 1\nasked to save and end: cell 1\n{goes_on}"
-        assert sweep_cli("status", sweep_file, "--columns", "cell,state") == 0
-        assert table_cells(capsys.readouterr().out)[1] == ["1", "stopping"]
-        claim.release()
-    (planned[1].run.run_dir / "result.json").write_text('{"status": "done"}')
-    with pytest.raises(InputError, match=r"^cell 1 has ended already$"):
-        sweep_cli("stop", sweep_file, "1")
-
-
-def test_cells_are_added_to_a_finished_sweep_and_run(sweep_cli, write_sweep, capsys, tmp_path):
-    sweep_file = write_sweep({"model.arch": ["ok_1", "ok_2"], "seed_everything": [0, 1]})
-    assert sweep_cli("run", sweep_file) == 0
-    capsys.readouterr()
-    assert sweep_cli("add", sweep_file, "--model.arch=ok_3", "--model.arch=ok_2") == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split("  ")[2:4] for line in lines[:2]] == [
-        ["4", "model.arch=ok_3 seed_everything=0"],
-        ["5", "model.arch=ok_3 seed_everything=1"],
-    ]
-    assert lines[2] == f"cells 4-5, {2 * 60 * 3 * 100:.3e} train FLOPs; `vitlight sweep run {sweep_file}` runs them"
-    assert sweep_cli("run", sweep_file) == 0
-    assert "demo: 6 of 6 cells done" in capsys.readouterr().out
-    assert sweep_cli("status", tmp_path / "runs" / "demo", "--json") == 0
-    rows = json.loads(capsys.readouterr().out)
-    assert [row["state"] for row in rows] == ["done"] * 6
-    with pytest.raises(InputError, match=r"^the sweep has these 2 cells already$"):
-        sweep_cli("add", sweep_file, "--model.arch=ok_3")
-    with pytest.raises(InputError, match=r"cell 6 \(model.arch=vit_3 .*\): model.arch=vit_3 is unknown$"):
-        sweep_cli("add", sweep_file, "--model.arch=vit_3", "--seed_everything=0")
-    with pytest.raises(InputError, match=r"^name the settings of the cells to add"):
-        sweep_cli("add", sweep_file)
-    assert sweep_cli("status", sweep_file, "--json") == 0
-    assert len(json.loads(capsys.readouterr().out)) == 6
-
-
-def test_more_values_in_the_file_are_run_and_nothing_else(sweep_cli, write_sweep, capsys):
-    assert sweep_cli("run", write_sweep({"model.arch": ["ok_1", "ok_2"]})) == 0
-    sweep_file = write_sweep({"model.arch": ["ok_1", "ok_2", "ok_3"]})
-    capsys.readouterr()
-    assert sweep_cli("run", sweep_file) == 0
-    printed = capsys.readouterr().out
-    assert printed.count("started") == 1
-    assert "demo: 3 of 3 cells done" in printed

@@ -102,6 +102,15 @@ def test_a_run_ends_with_its_sets_and_the_table_has_them(fit_args, folder, capsy
     assert "top1_restricted" in capsys.readouterr().out
 
 
+def test_a_run_may_have_no_other_test_than_its_sets(fit_args, folder):
+    args = [*fit_args, "--data.test=null", f"--data.evaluation_sets={folder / 'sets.yaml'}"]
+    assert main(args) == 0
+    run = RunDirectory(resolve_run(args).run_dir)
+    result = run.read_result()
+    assert (result["status"], result["eval_split"]) == ("done", "val")
+    assert scores(run) == counted_by_hand(run)
+
+
 def test_sets_are_added_to_a_finished_run(fit_args, folder, capsys):
     assert main(fit_args) == 0
     run = RunDirectory(resolve_run(fit_args).run_dir)

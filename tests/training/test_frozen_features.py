@@ -65,8 +65,7 @@ def test_rows_come_every_so_many_images_with_every_axis(measured):
     assert result["probe_split"] == "val"
 
 
-def test_the_last_row_is_what_a_probe_of_the_average_says(measured, tmp_path):
-    _, run = measured
+def assert_last_row_is_what_a_probe_says(run: RunDirectory, tmp_path: Path) -> None:
     output = tmp_path / "probe.json"
     probe = ["probe", str(run.path), "--device=cpu", "--shots=1,5", "--seeds=2", f"--output={output}"]
     # The official test set is left out: the callback doesn't read it.
@@ -83,6 +82,20 @@ def test_the_last_row_is_what_a_probe_of_the_average_says(measured, tmp_path):
     assert {score["column"]: score["top1"] for score in record["scores"]} == {
         name: last[name] for name in ("few_shot/1_shot", "few_shot/5_shot")
     }
+
+
+def test_the_last_row_is_what_a_probe_of_the_average_says(measured, tmp_path):
+    assert_last_row_is_what_a_probe_says(measured[1], tmp_path)
+
+
+def test_averaged_batch_statistics_are_those_of_rank_0_on_every_rank(zygote, tiny_shards, tmp_path):
+    """Each rank's own run through its own images, and the average that is saved and evaluated is rank 0's."""
+    ranks = Ranks(zygote, tiny_shards, tmp_path)
+    skew = '--trainer.callbacks=[{"class_path": "tests.training.poison.SkewStatistics"}]'
+    run = ranks.fit(
+        "norm", 2, "--model.arch=resnet_nano1", "--model.ema_decay=0.8", "--data.eval_batch_size=7", skew, *FEW_SHOT
+    )
+    assert_last_row_is_what_a_probe_says(run, tmp_path)
 
 
 def test_training_goes_on_as_if_nothing_had_happened(measured, tiny_shards, tmp_path):

@@ -83,7 +83,10 @@ def test_a_trunk_is_left_once_and_a_torn_state_is_passed_over(tmp_path):
     def finished(name, content):
         run = RunDirectory(tmp_path / name)
         run.create()
-        run.metrics_path.write_text(f"{name}\n")
+        figure = "insight/96/radii.png"
+        run.append({"event": "insight", "name": name, "figures": {"insight/radii": figure, "insight/lost": "lost.png"}})
+        (run.path / figure).parent.mkdir(parents=True)
+        (run.path / figure).write_bytes(content)
         checkpoint = run.checkpoints / "step-000000006.ckpt"
         checkpoint.write_bytes(content)
         return run, checkpoint
@@ -100,7 +103,8 @@ def test_a_trunk_is_left_once_and_a_torn_state_is_passed_over(tmp_path):
     assert dataclasses.replace(trunk, last_step=5).join(new) is None, "it lies in the cooldown"
     assert trunk.join(new) == Origin("trunk", "first", 6, 96, 1.5) == read_origin(new)
     assert (new.checkpoints / "step-000000006.ckpt").read_bytes() == b"first"
-    assert new.metrics_path.read_text() == "first\n"
+    assert new.metrics_path.read_bytes() == (tmp_path / "first" / "metrics.jsonl").read_bytes()
+    assert (new.path / "insight" / "96" / "radii.png").read_bytes() == b"first"  # the picture that its row names
     assert trunk.join(new) is None, "it has a checkpoint of its own"
     (trunk.folder / "step-000000006" / "step-000000006.ckpt").unlink()
     (trunk.folder / "step-000000006" / "step-000000006.ckpt").write_bytes(b"torn")

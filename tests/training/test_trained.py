@@ -186,10 +186,20 @@ def test_timms_weights_are_prepared_as_timm_says(tmp_path, monkeypatch):
     monkeypatch.setattr("vitlight.training.pretrained.fetch_weights", fetch)
     fetched = load_trained("timm:test_resnet.r160_in1k")
     assert (asked, fetched.arch) == (["hf-hub:timm/test_resnet.r160_in1k"], "timm:test_resnet")
-    assert "(timm's for test_resnet.r160_in1k)" in fetched.source
+    assert "(timm's for test_resnet.r160_in1k at 160 px)" in fetched.source
     assert torch.equal(fetched.logits(images), trained.logits(images))
     with pytest.raises(InputError, match=r"has no weights test_resnet\.none; it has test_resnet\.r160_in1k"):
         load_trained("timm:test_resnet.none")
+
+
+def test_a_run_whose_checkpoint_lost_its_classifier_is_refused(resnet_run, tmp_path):
+    checkpoint = torch.load(newest(resnet_run), weights_only=False)
+    lost = {name: value for name, value in checkpoint["state_dict"].items() if ".head." not in name}
+    assert len(lost) == len(checkpoint["state_dict"]) - 2
+    torch.save({**checkpoint, "state_dict": lost}, tmp_path / "model.ckpt")
+    shutil.copy(resnet_run / "experiment.yaml", tmp_path)
+    with pytest.raises(InputError, match=r"lack head\.weight, head\.bias, which the model needs"):
+        load_trained(tmp_path / "model.ckpt")
 
 
 def test_what_cannot_be_loaded_gets_one_line(vit_run, tmp_path):

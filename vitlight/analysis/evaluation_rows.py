@@ -5,6 +5,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from vitlight.analysis.columns import TABLE_COLUMNS
+
 __all__ = ["evaluation_columns", "is_set_column"]
 
 _PREFIX = "top1_"
@@ -27,5 +29,5 @@ def evaluation_columns(run_dir: Path, image_size: Any) -> dict[str, str]:
 
 
 def is_set_column(name: str) -> bool:
-    """Whether a column that no table of columns lists is one of these."""
-    return name.startswith(_PREFIX)
+    """Whether a column is one of these."""
+    return name.startswith(_PREFIX) and name not in TABLE_COLUMNS

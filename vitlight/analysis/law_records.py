@@ -11,7 +11,7 @@ from vitlight.analysis.law_budget import frontier_rows
 from vitlight.analysis.law_question import Question
 from vitlight.analysis.laws import HeldOut, LawFit, Selection, check_extrapolation
 from vitlight.analysis.laws.points import Floats
-from vitlight.analysis.points import PointSet
+from vitlight.analysis.points import PointSet, is_fraction
 from vitlight.errors import InputError
 
 __all__ = ["finite", "held_out_record", "meaning", "point_rows", "prediction_row", "selection_rows"]
@@ -27,9 +27,8 @@ def meaning(axes: tuple[str, ...], question: Question) -> str:
         "samples": "D: samples_seen",
         "unique_samples": "U: unique_samples_seen",
     }
-    error = question.error
-    is_fraction = error.rpartition("_")[2] in ("top1", "top5")
-    return "; ".join([f"E: {'1 - ' if is_fraction else ''}{error}", *(words[axis] for axis in axes)])
+    sign = "1 - " if is_fraction(question.error) else ""
+    return "; ".join([f"E: {sign}{question.error}", *(words[axis] for axis in axes)])
 
 
 def selection_rows(selection: Selection | None) -> list[Record]:

@@ -1,38 +1,31 @@
 """The best learning rate of each size, and whether one rate serves all of them.
 
 For a size, the error is taken as a parabola in the logarithm of the rate through the best rate tried and its two neighbours,
-so its lowest point lies between these; a best rate at the end of the row has no such point. Rates count as equal where
-their errors differ by less than seeds make two means of so many runs differ: 1.645 standard errors of the difference, which
-nine of ten differences between equal rates stay within.
+so its lowest point lies between these; a best rate at the end of the row has no such point. A rate of which a run diverged
+takes no part while there is another: those that survived say nothing for it. Rates count as equal where their errors differ
+by less than seeds make two means of so many runs differ: 1.645 standard errors of the difference, which nine of ten
+differences between equal rates stay within.
 """
 
 import math
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
-import pandas as pd
 
-from vitlight.analysis.summary import SETTINGS, counted_runs
-
-__all__ = ["RateSet", "SizeRates", "Verdict", "best_rate", "one_rate", "rate_sets"]
+__all__ = ["SizeRates", "Verdict", "best_rate", "one_rate", "stable_rates"]
 
 NUM_ERRORS = 1.645  # the 95 % quantile of the normal distribution
-# What sizes that are compared must have in common besides the rate itself.
-_APART = ("arch", "family", "params", "forward_macs", "train_flops", "lr")
-_IN_COMMON = tuple(column for column in SETTINGS if column not in _APART)
 
 
 @dataclass(frozen=True)
 class SizeRates:
     """One size: what its rates came to, and the best of them.
 
-    rates: ascending. errors: 1 - accuracy, the mean over `num_seeds` runs of each. optimum: the parabola's lowest point,
-    None where the best rate tried is the first or the last. low, high: where the parabola lies within noise of its lowest
-    point, not beyond the rates tried; None where there is no optimum, or no noise is known. diverged: rates of which a run
-    diverged.
+    arch: with what tells it from others of that name, where there are any. rates: `stable_rates`, ascending. errors: 1 -
+    accuracy, the mean over `num_seeds` of each. optimum: the parabola's lowest point, None where the best rate is the first
+    or the last of them. low, high: where the parabola lies within noise of its lowest point, not beyond the rates; None
+    where there is no optimum, or no noise is known. diverged: rate -> (runs that diverged, runs tried), where any did.
     """
 
     arch: str
@@ -45,19 +38,24 @@ class SizeRates:
     optimum: float | None
     low: float | None
     high: float | None
-    diverged: tuple[float, ...] = ()
+    diverged: Mapping[float, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def tried(self) -> tuple[float, ...]:
+        """Ascending, with those that diverged."""
+        return tuple(sorted({*self.rates, *self.diverged}))
 
     @property
     def lies_at(self) -> str | None:
         """`lowest` or `highest` where the best rate is that of those tried, and so may lie beyond."""
-        if len(self.rates) > 1 and self.best == self.rates[0]:
+        if len(self.tried) > 1 and self.best == self.tried[0]:
             return "lowest"
-        return "highest" if len(self.rates) > 1 and self.best == self.rates[-1] else None
+        return "highest" if len(self.tried) > 1 and self.best == self.tried[-1] else None
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of several sizes and the rates that all of them tried: the one that costs the worst-served size least.
+    """Of several sizes and the `rates` that all of them have: the one that costs the worst-served size least.
 
     worst: what that size loses by it against its own best rate, in error. serves: whether no size loses more than noise;
     None where no noise is known. others: further rates that serve all. between: (low, high), the rates, tried or not, that
@@ -72,40 +70,19 @@ class Verdict:
     between: tuple[float, float] | None
 
 
-@dataclass(frozen=True)
-class RateSet:
-    """Sizes trained alike but for the rate. noise_sd: of one run's error between seeds, None where it isn't known;
-    noise_from: `seeds`, or `evaluation` where no cell has two and the finite number of images is all that is known."""
-
-    settings: Mapping[str, Any]
-    measure: str  # val_top1 or top1, which the errors are of
-    sizes: tuple[SizeRates, ...]
-    noise_sd: float | None
-    noise_from: str | None
-
-    def verdict(self, family: str | None = None) -> Verdict | None:
-        """Over all sizes, or those of a family; None of fewer than two."""
-        return one_rate([size for size in self.sizes if family in (None, size.family)], self.noise_sd)
-
-    @property
-    def families(self) -> list[str]:
-        """Those of two sizes or more."""
-        names = [size.family for size in self.sizes if size.family is not None]
-        return [name for name in dict.fromkeys(names) if names.count(name) > 1]
-
-
 def best_rate(
     errors_by_rate: Mapping[float, Sequence[float]],
     noise_sd: float | None,
     arch: str = "",
     family: str | None = None,
     params: int | None = None,
-    diverged: Sequence[float] = (),
+    diverged: Mapping[float, tuple[int, int]] | None = None,
 ) -> SizeRates:
-    """Of one size: rate -> the errors of its seeds, at least one of each."""
-    rates = sorted(errors_by_rate)
-    errors = [float(np.mean(errors_by_rate[rate])) for rate in rates]
-    counts = [len(errors_by_rate[rate]) for rate in rates]
+    """Of one size: rate -> the errors of its seeds, at least one of each; `diverged` as SizeRates has it."""
+    stable = stable_rates(errors_by_rate, diverged or {})
+    rates = sorted(stable)
+    errors = [float(np.mean(stable[rate])) for rate in rates]
+    counts = [len(stable[rate]) for rate in rates]
     at = int(np.argmin(errors))
     optimum = low = high = None
     if 0 < at < len(rates) - 1:
@@ -131,12 +108,20 @@ def best_rate(
         optimum,
         low,
         high,
-        tuple(sorted(set(diverged))),
+        dict(diverged or {}),
     )
 
 
+def stable_rates(
+    errors_by_rate: Mapping[float, Sequence[float]], diverged: Collection[float]
+) -> dict[float, Sequence[float]]:
+    """The rates of which no run diverged; all of them where there is none."""
+    stable = {rate: errors for rate, errors in errors_by_rate.items() if rate not in diverged}
+    return stable or dict(errors_by_rate)
+
+
 def one_rate(sizes: Sequence[SizeRates], noise_sd: float | None) -> Verdict | None:
-    """None of fewer than two sizes, or without a rate that all tried."""
+    """None of fewer than two sizes, or without a rate that all tried and none diverged at."""
     common = sorted(set.intersection(*(set(size.rates) for size in sizes))) if len(sizes) > 1 else []
     if not common:
         return None
@@ -174,64 +159,3 @@ def _noise(size: SizeRates, rate: float, noise_sd: float) -> float:
     """What seeds alone make the two means differ by."""
     counts = [size.num_seeds[size.rates.index(each)] for each in (rate, size.best)]
     return NUM_ERRORS * noise_sd * math.sqrt(sum(1 / count for count in counts))
-
-
-def rate_sets(runs: pd.DataFrame) -> list[RateSet]:
-    """The sets of own runs in a `load_runs` table in which some size tried two rates or more."""
-    counted = counted_runs(runs)
-    counted = counted[counted["lr"].notna() & counted["arch"].notna()]
-    rows = counted.astype(object).where(counted.notna(), None).to_dict("records")
-    sets: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:
-        sets[tuple(row[column] for column in _IN_COMMON)].append({str(key): value for key, value in row.items()})
-    lost = runs[(runs["status"] == "diverged").fillna(False) & runs["lr"].notna()]
-    found = [_rate_set(dict(zip(_IN_COMMON, key, strict=True)), members, lost) for key, members in sets.items()]
-    return [one for one in found if one.sizes]
-
-
-def _rate_set(settings: dict[str, Any], members: list[dict[str, Any]], lost: pd.DataFrame) -> RateSet:
-    measure = "val_top1" if all(member["val_top1"] is not None for member in members) else "top1"
-    cells: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
-    first: dict[str, dict[str, Any]] = {}
-    for member in members:
-        cells[member["arch"]][float(member["lr"])].append(1.0 - float(member[measure]))
-        first.setdefault(member["arch"], member)
-    noise_sd, noise_from = _noise_of(cells, settings, measure)
-    sizes = [
-        best_rate(
-            rates,
-            noise_sd,
-            arch,
-            first[arch]["family"],
-            first[arch]["params"],
-            [float(rate) for rate in _diverged(lost, arch, settings)],
-        )
-        for arch, rates in cells.items()
-        if len(rates) > 1
-    ]
-    sizes.sort(key=lambda size: (size.family or "", size.params or 0, size.arch))
-    return RateSet(settings, measure, tuple(sizes), noise_sd, noise_from)
-
-
-def _noise_of(
-    cells: Mapping[str, Mapping[float, Sequence[float]]], settings: Mapping[str, Any], measure: str
-) -> tuple[float | None, str | None]:
-    """The standard deviation between seeds, pooled over all cells that have some; else that of counting so many images."""
-    groups = [errors for rates in cells.values() for errors in rates.values()]
-    free = sum(len(errors) - 1 for errors in groups)
-    if free:
-        return math.sqrt(sum(float(np.var(errors)) * len(errors) for errors in groups) / free), "seeds"
-    number = settings["num_eval_samples"] if measure == "top1" else None
-    if not number:
-        return None, None
-    mean = float(np.mean([error for errors in groups for error in errors]))
-    return math.sqrt(mean * (1 - mean) / number), "evaluation"
-
-
-def _diverged(lost: pd.DataFrame, arch: str, settings: Mapping[str, Any]) -> pd.Series:
-    """Rates of runs that diverged under these settings; what a run without metrics doesn't say is not asked."""
-    same = lost[lost["arch"] == arch]
-    for column in ("num_train_samples", "horizon_samples", "global_batch_size", "weight_decay", "image_size"):
-        if settings[column] is not None:
-            same = same[(same[column] == settings[column]).fillna(False)]
-    return same["lr"]

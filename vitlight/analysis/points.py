@@ -5,6 +5,7 @@ families, unless `pool` says that they may be. Of several settings tried at one 
 on the held-out part of the training data stays: the best on the test set would be too good by the noise of the choice.
 """
 
+import re
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +14,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from vitlight.analysis.evaluation_rows import is_set_column
 from vitlight.analysis.laws.points import AXES, Points
+from vitlight.analysis.probes import is_probe_fraction
 from vitlight.analysis.quantities import format_count, format_si
 from vitlight.analysis.summary import COMPARABLE as SAME_MEASUREMENT
-from vitlight.analysis.summary import SETTINGS
+from vitlight.analysis.summary import SETTINGS, earlier_copies
 from vitlight.errors import InputError, did_you_mean
 
-__all__ = ["COMPARABLE", "Exclusion", "PointSet", "column_error", "law_points", "law_sets"]
+__all__ = ["COMPARABLE", "Exclusion", "PointSet", "column_error", "is_fraction", "law_points", "law_sets"]
 
 # Results that differ in one of these measure different things: `metric` and `comparable` are those of published results.
 COMPARABLE = (*SAME_MEASUREMENT, "metric", "comparable")
@@ -70,7 +73,7 @@ def law_sets(
 ) -> tuple[list[PointSet], list[Exclusion]]:
     """The sets of comparable runs of a `load_table` frame in the order of what tells them apart, and the runs left out.
 
-    `error` is a column: of a fraction correct (top1, val_top1) the error is 1 minus it, of any other itself. `x` fills
+    `error` is a column: of a fraction correct (`is_fraction`) the error is 1 minus it, of any other itself. `x` fills
     Points.compute and `size` Points.params; `samples` are samples_seen and `unique_samples` unique_samples_seen, or
     else the smaller of samples_seen and num_train_samples. A set is one value of each column of `by` and COMPARABLE,
     those of `pool` excepted. A run that lacks one of `axes` (names of Points' arrays) is left out. Runs that differ in
@@ -104,10 +107,20 @@ def law_sets(
 
 
 def column_error(frame: pd.DataFrame, column: str) -> "pd.Series[float]":
-    """The error that a column tells: 1 - top1 (top5, val_top1, ...), or the column itself. InputError where it holds no
-    numbers."""
+    """The error that a column tells: 1 minus a fraction, or the column itself. InputError where it holds no numbers, or a
+    standard deviation."""
+    if column.endswith("_std"):
+        raise InputError(
+            f"the column {column!r} is a standard deviation, no error; name {column.removesuffix('_std')!r}"
+        )
     values = _numbers(frame, column)
-    return 1 - values if column.rpartition("_")[2] in FRACTIONS else values
+    return 1 - values if is_fraction(column) else values
+
+
+def is_fraction(column: str) -> bool:
+    """Whether a column holds fractions correct: top1 and top5 of any split, of an evaluation set (top1_v2), of frozen
+    features (few_shot/10_shot)."""
+    return re.split("[_/]", column)[-1] in FRACTIONS or is_set_column(column) or is_probe_fraction(column)
 
 
 def _numbers(frame: pd.DataFrame, column: str) -> "pd.Series[float]":
@@ -148,9 +161,7 @@ def _without_duplicates(runs: pd.DataFrame, excluded: list[Exclusion]) -> pd.Dat
     """A run found in several folders counts once: the one that ended last."""
     if "run_id" not in runs:
         return runs
-    same = [column for column in ("run_id", "data_digest") if column in runs]
-    ordered = runs.sort_values("finished_at", kind="stable", na_position="first") if "finished_at" in runs else runs
-    repeats = ordered[ordered["run_id"].notna() & ordered.duplicated(same, keep="last")]
+    repeats = runs[earlier_copies(runs)]
     for name, run_id in zip(_names(repeats), repeats["run_id"], strict=True):
         excluded.append(Exclusion(name, f"another copy of run {run_id} ended later"))
     return runs.drop(index=repeats.index)

@@ -11,11 +11,11 @@ import pandas as pd
 from vitlight.analysis.chart_points import chart_points, published_points
 from vitlight.analysis.charts import FamilyStyle, family_styles
 from vitlight.analysis.curves import Curve, published_curves, run_curves
-from vitlight.analysis.learning_rates import RateSet, rate_sets
 from vitlight.analysis.limits import state_limits
 from vitlight.analysis.links import cell_links
 from vitlight.analysis.points import Exclusion
 from vitlight.analysis.published import load_published
+from vitlight.analysis.rate_sets import RateSet, rate_sets
 from vitlight.analysis.report_fits import FamilyFit, drawn_fits, fit_families
 from vitlight.analysis.summary import summarise
 from vitlight.analysis.tables import load_table

@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 from html import escape
 
-from vitlight.analysis.learning_rates import RateSet, SizeRates, Verdict
+from vitlight.analysis.learning_rates import SizeRates, Verdict
 from vitlight.analysis.quantities import format_count, format_points, format_si
+from vitlight.analysis.rate_sets import RateSet
 from vitlight.analysis.report_tables import NONE, scroll
 
 __all__ = ["rate_section", "state_rates"]
 
 _MOST_RATES = 10
+_MOST_NAMED = 4
 _TEXT = ' class="text"'
 _NAMING = ("num_train_samples", "horizon_samples", "global_batch_size", "weight_decay", "image_size", "eval_split")
 
@@ -27,16 +29,28 @@ def rate_section(sets: Sequence[RateSet]) -> str:
 <h2>Learning rates</h2>
 <p class="note">Error in percent. The optimum is the lowest point of a parabola in the logarithm of the rate, through the
 best rate tried and its two neighbours. Within noise are rates whose error differs from it by less than 1.645 standard
-errors of a difference.</p>
+errors of a difference. A rate of which a run diverged is left out where there is another.</p>
 {"".join(blocks)}
 </section>"""
 
 
 def set_name(one: RateSet, sets: Sequence[RateSet]) -> str:
-    """What a set has that some other has not."""
+    """What a set has that some other has not; of the settings that no column has only where columns don't tell."""
     telling = [name for name in _NAMING if len({other.settings[name] for other in sets}) > 1]
     named = [f"{name} {one.settings[name]}" for name in telling if one.settings[name] is not None]
+    alike = [other for other in sets if other.settings == one.settings]
+    if len(alike) > 1:
+        named += _named_recipe(one, alike)
     return ", ".join(named) or f"data {one.settings['data_digest']}"
+
+
+def _named_recipe(one: RateSet, alike: Sequence[RateSet]) -> list[str]:
+    if not one.recipe:
+        return ["settings not known"]
+    recipes = [other.recipe for other in alike if other.recipe]
+    names = sorted({name for recipe in recipes for name in recipe if len({other.get(name) for other in recipes}) > 1})
+    named = [f"{name} {one.recipe.get(name, 'unset')}" for name in names[:_MOST_NAMED]]
+    return [*named, "..."] if len(names) > _MOST_NAMED else named
 
 
 def state_rates(one: RateSet) -> list[str]:
@@ -80,6 +94,8 @@ def _trend(one: RateSet, family: str) -> str | None:
     if len(known) < 2:
         return None
     small, large = known[0], known[-1]
+    if small.params == large.params:
+        return None
     assert small.optimum is not None and large.optimum is not None
     return (
         f"{family}: the optimum goes from {small.optimum:.2g} ({small.arch}) to {large.optimum:.2g} ({large.arch}), "
@@ -88,8 +104,8 @@ def _trend(one: RateSet, family: str) -> str | None:
 
 
 def _edge_lines(sizes: Sequence[SizeRates], side: str) -> list[str]:
-    """A rate beyond which runs diverge ends a row rightly."""
-    open_ended = [size for size in sizes if side == "lowest" or not any(rate > size.best for rate in size.diverged)]
+    """Above a rate that diverged, for want of a better one, there is nothing to try."""
+    open_ended = [size for size in sizes if side == "lowest" or not any(rate >= size.best for rate in size.diverged)]
     if not open_ended:
         return []
     named = ", ".join(size.arch for size in open_ended)
@@ -109,7 +125,7 @@ def _noise_line(one: RateSet) -> str:
 
 def _table(one: RateSet) -> str:
     """A column for each rate; of many, as a search tries them, the best alone."""
-    rates = sorted({rate for size in one.sizes for rate in (*size.rates, *size.diverged)})
+    rates = sorted({rate for size in one.sizes for rate in size.tried})
     is_wide = len(rates) > _MOST_RATES
     middle = ["rates tried", "best", "error there"] if is_wide else [f"{rate:g}" for rate in rates]
     titles = ["model", "params", *middle, "optimum", "within noise"]
@@ -129,16 +145,28 @@ def _row(size: SizeRates, middle: str) -> str:
 
 
 def _best_cells(size: SizeRates) -> str:
-    tried = f"{len(size.rates)}, {size.rates[0]:.2g} to {size.rates[-1]:.2g}"
+    tried = f"{len(size.tried)}, {size.tried[0]:.2g} to {size.tried[-1]:.2g}"
+    tried += f", {len(size.diverged)} with runs that diverged" if size.diverged else ""
     return f"<td>{tried}</td><td>{size.best:.3g}</td><td>{100 * min(size.errors):.2f}</td>"
 
 
 def _error_cells(size: SizeRates, rates: Sequence[float]) -> str:
     cells = []
     for rate in rates:
+        lost = _divergence(size, rate)
         if rate in size.rates:
             error = f"{100 * size.errors[size.rates.index(rate)]:.2f}"
-            cells.append(f"<td>{f'<strong>{error}</strong>' if rate == size.best else error}</td>")
+            cells.append(
+                f"<td>{f'<strong>{error}</strong>' if rate == size.best else error}{lost and f' ({lost})'}</td>"
+            )
         else:
-            cells.append(f'<td class="quiet">{"diverged" if rate in size.diverged else NONE}</td>')
+            cells.append(f'<td class="quiet">{lost or NONE}</td>')
     return "".join(cells)
+
+
+def _divergence(size: SizeRates, rate: float) -> str:
+    """`2 of 3 diverged`, `diverged` where all did, nothing where none did."""
+    diverged, tried = size.diverged.get(rate, (0, 0))
+    if not diverged:
+        return ""
+    return "diverged" if diverged == tried else f"{diverged} of {tried} diverged"

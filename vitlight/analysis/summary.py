@@ -8,7 +8,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["COMPARABLE", "SETTINGS", "SUMMARY_COLUMNS", "choose_settings", "counted_runs", "pareto_front", "summarise"]
+__all__ = [
+    "COMPARABLE",
+    "SETTINGS",
+    "SUMMARY_COLUMNS",
+    "choose_settings",
+    "counted_runs",
+    "earlier_copies",
+    "pareto_front",
+    "summarise",
+]
 
 # Runs that agree on all of these, and differ in their seed, are one cell.
 SETTINGS = (
@@ -55,9 +64,17 @@ def counted_runs(runs: pd.DataFrame) -> pd.DataFrame:
     counts = (runs["status"] == "done").fillna(False) & runs["top1"].notna()
     if "is_published" in runs:
         counts &= ~runs["is_published"].fillna(False).astype(bool)
-    newest_last = runs[counts].sort_values("finished_at", kind="stable", na_position="first")
-    again = newest_last.duplicated(["run_id", "data_digest"], keep="last") & newest_last["run_id"].notna()
-    return newest_last[~again].sort_index()
+    counted = runs[counts]
+    return counted[~earlier_copies(counted)].sort_index()
+
+
+def earlier_copies(runs: pd.DataFrame) -> "pd.Series[bool]":
+    """Which rows tell of a run (`run_id`, and `data_digest` where there is one) that another row saw end later, or that
+    stands again below; never one without a run_id."""
+    same = [column for column in ("run_id", "data_digest") if column in runs]
+    newest_last = runs.sort_values("finished_at", kind="stable", na_position="first") if "finished_at" in runs else runs
+    again = newest_last.duplicated(same, keep="last") & newest_last["run_id"].notna()
+    return again.reindex(runs.index)
 
 
 def summarise(runs: pd.DataFrame) -> pd.DataFrame:

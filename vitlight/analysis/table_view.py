@@ -125,7 +125,7 @@ def show(rows: pd.DataFrame, columns: Sequence[str] | None, as_json: bool) -> No
 def _main_columns(rows: pd.DataFrame) -> tuple[list[str], list[str]]:
     """Those of _MAIN, and of evaluation sets and frozen features beside top1, that have a value, but for what repeats
     another column; and apart those with one value in all rows."""
-    sets = [name for name in map(str, rows) if is_set_column(name) and name not in TABLE_COLUMNS]
+    sets = [name for name in map(str, rows) if is_set_column(name)]
     sets += probe_fractions(rows.columns)
     main = [*_MAIN[: _MAIN.index("top1") + 1], *sets, *_MAIN[_MAIN.index("top1") + 1 :]]
     chosen = [name for name in main if rows[name].notna().any()]

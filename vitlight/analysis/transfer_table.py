@@ -15,37 +15,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 
 from vitlight.analysis.quantities import format_count
+from vitlight.analysis.run_settings import read_config, training_settings
 from vitlight.analysis.runs import find_run_dirs, read_run
+from vitlight.analysis.summary import earlier_copies
 from vitlight.errors import InputError
 
 __all__ = ["TransferCell", "TransferTable", "build_transfer_table"]
 
-_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _SPLITS = ("train", "training")
-# Of `data` and `model`, what says which cell a run is of, or nothing of how it was trained.
-_NOT_SETTINGS = {
-    "data": {
-        *(
-            "train",
-            "test",
-            "evaluation_sets",
-            "index_dir",
-            "cache_dir",
-            "cache_gib",
-            "num_workers",
-            "eval_batch_size",
-            "seed",
-        ),
-        *("image_size", "max_skipped_samples", "shared_loader"),
-    },
-    "model": {
-        *("arch", "weights", "weights_digest", "weights_layout", "compile", "memory_format", "seed"),
-        *("activation_checkpointing", "num_classes", "image_size", "in_channels"),
-    },
-}
+_OF_COPIES = ["run_id", "data_digest", "finished_at"]
 
 
 @dataclass(frozen=True)
@@ -109,7 +91,7 @@ def build_transfer_table(sources: Iterable[str | Path], mean_class_tasks: Sequen
     """The table of the run directories at or beneath `sources`.
 
     mean_class_tasks: those whose accuracy is the mean over the classes, mean_class_top1, in place of top1. Raises InputError
-    for a path without runs, a task of that name that there is not, and no finished run at all.
+    for a path without runs, a task of that name that there is not, no finished run at all, and no cell that can be shown.
     """
     runs, left_out = _read(find_run_dirs(list(sources)))
     if not runs:
@@ -130,6 +112,8 @@ def build_transfer_table(sources: Iterable[str | Path], mean_class_tasks: Sequen
         cell = _cell(row, task, members, "mean_class_top1" if task in mean_class_tasks else "top1", left_out)
         if cell is not None:
             cells[row, task] = cell
+    if not cells:
+        raise InputError(f"no cell can be shown: {'; '.join(left_out)}")
     rows = tuple(sorted({row for row, _ in cells}))
     return TransferTable(
         rows, tuple(task for task in names if any(t == task for _, t in cells)), cells, tuple(left_out)
@@ -138,21 +122,22 @@ def build_transfer_table(sources: Iterable[str | Path], mean_class_tasks: Sequen
 
 def _read(run_dirs: Sequence[Path]) -> tuple[list[_Run], list[str]]:
     runs, left_out = [], []
+    done: dict[Path, dict[str, Any]] = {}
     not_done: dict[str, list[str]] = {}
     for path in run_dirs:
         record = read_run(path)
-        if record["status"] != "done":
-            reason = f": {record['reason']}" if record.get("reason") else ""
+        if record["status"] == "done":
+            done[path] = record
+        else:
+            reason = f": {record['reason'].splitlines()[0]}" if record.get("reason") else ""
             not_done.setdefault(record["status"], []).append(f"{path}{reason}")
+    copies = _copies(done)
+    for path, record in done.items():
+        if path in copies:
             continue
         try:
-            config = yaml.load((path / "experiment.yaml").read_bytes(), Loader=_YAML_LOADER)
-            model, data = config["model"], config["data"]
-            settings = {
-                group: {name: value for name, value in config[group].items() if name not in left}
-                for group, left in _NOT_SETTINGS.items()
-            }
-            settings["trainer"] = {name: config["trainer"].get(name) for name in ("precision", "gradient_clip_val")}
+            config = read_config(path)
+            model, data, settings = config["model"], config["data"], training_settings(config)
         except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
             left_out.append(f"{path}: its experiment.yaml can't be used: {error!r}")
             continue
@@ -174,7 +159,15 @@ def _read(run_dirs: Sequence[Path]) -> tuple[list[_Run], list[str]]:
         )
     for status, those in not_done.items():
         left_out.append(f"{format_count(len(those), 'run')} {status}, such as {those[0]}")
+    if copies:
+        left_out.append(f"{format_count(len(copies), 'run')} found in another folder too, such as {copies[0]}")
     return runs, left_out
+
+
+def _copies(records: Mapping[Path, Mapping[str, Any]]) -> list[Path]:
+    """Those of the runs' directories that are left out for a copy that ended later, or comes later."""
+    told = pd.DataFrame([[record[name] for name in _OF_COPIES] for record in records.values()], columns=_OF_COPIES)
+    return [path for path, is_copy in zip(records, earlier_copies(told), strict=True) if is_copy]
 
 
 def _task(source: Any) -> str:

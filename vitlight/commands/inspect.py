@@ -33,7 +33,8 @@ def add_inspect_parser(subparsers: Any) -> None:
         nargs="+",
         default=[],
         metavar="SOURCE",
-        help="further runs, checkpoints or timm:NAME, set side by side with the first on one scale",
+        help="further runs, checkpoints or timm:NAME, set side by side with the first on one scale; --which, "
+        "--image-size and --crop are for all of them",
     )
     parser.add_argument(
         "--images",
@@ -79,14 +80,18 @@ def _inspect(args: argparse.Namespace) -> int:
         raise InputError(f"--num-images={args.num_images} is not at least 1")
     if heads is not None and (wrong := [head for head in heads if head < 0]):
         raise InputError(f"--heads: {wrong[0]} is below 0; heads are counted from 0")
+    from dataclasses import replace
+
     from vitlight.analysis.insight import write_insight
     from vitlight.analysis.insight.numbers import as_json
     from vitlight.prediction.predict import choose_device
     from vitlight.training.trained import load_trained
 
     device = choose_device(args.device)
-    others = [load_trained(source, which=args.which or "best") for source in args.beside]
-    models = [load_from_arguments(args), *others]
+    models = [load_from_arguments(args)]
+    for source in args.beside:
+        other = load_trained(source, which=args.which or "best", image_size=args.image_size)
+        models.append(other if args.crop is None else replace(other, crop_fraction=args.crop))
     insights = [
         _look_into(model, name, device, args, only, layers, heads)
         for model, name in zip(models, _names(models), strict=True)
@@ -190,7 +195,8 @@ def _pixels(model: "TrainedModel", args: argparse.Namespace) -> "Tensor":
             f"{model.source.partition(',')[0]}: there is no run whose images could be taken; give --images, or "
             "--only filters,positions,biases"
         )
-    return own_images(model.open_data(num_workers=0, eval_batch_size=args.num_images), args.num_images)
+    data = model.open_data(num_workers=0, eval_batch_size=args.num_images, eval_crop=model.crop_fraction)
+    return own_images(data, args.num_images)
 
 
 def _named_images(model: "TrainedModel", sources: Sequence[str], count: int) -> "Tensor":

@@ -88,7 +88,9 @@ def _predict(args: argparse.Namespace) -> int:
     if path is not None:
         check_output(path, args.overwrite)
     images, device = ImageSet(args.images, args.image_part), choose_device(args.device)
-    trained = _with_names(load_from_arguments(args), args.class_names)
+    trained = load_from_arguments(args)
+    trained.check_classifier()
+    trained = _with_names(trained, args.class_names)
     columns = _columns(args, trained, images)
     say(f"model: {trained.source}")
     if trained.loss.startswith("sigmoid"):
@@ -136,6 +138,7 @@ def _identity(trained: "TrainedModel", images: "ImageSet", args: argparse.Namesp
     names = hashlib.blake2b(digest_size=16)
     for name in images.names:
         names.update(os.fsencode(name) + b"\0")
+    classes = json.dumps(trained.class_names).encode()
     return {
         "model": trained.source,
         "digest": trained.digest,
@@ -145,6 +148,7 @@ def _identity(trained: "TrainedModel", images: "ImageSet", args: argparse.Namesp
         "crop": trained.crop_fraction,
         "images": names.hexdigest(),
         "image_part": args.image_part,
+        "class_names_digest": hashlib.blake2b(classes, digest_size=16).hexdigest(),
     }
 
 

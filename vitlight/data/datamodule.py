@@ -26,7 +26,7 @@ from vitlight.data.shared_loader import SharedLoader
 from vitlight.data.sources import default_cache_dir, shown
 from vitlight.data.store import open_store
 from vitlight.data.subset import SubsetRule
-from vitlight.data.training_set import IndexOptions, Source, check_labels, open_training_set
+from vitlight.data.training_set import IndexOptions, Source, check_labels, check_same_numbers, open_training_set
 from vitlight.errors import InputError
 
 __all__ = ["ShardedImages"]
@@ -169,7 +169,10 @@ class ShardedImages(pl.LightningDataModule):
             check_labels(index, self.num_classes, f"data.train={self.train_source}")
         self.test_index = self.index_options.load(self.test_source) if self.test_source else None
         if self.test_index is not None:
-            check_labels(self.test_index, self.num_classes, f"data.test={self.test_source}")
+            setting = f"data.test={self.test_source}"
+            check_labels(self.test_index, self.num_classes, setting)
+            names = self.train_indexes[0].class_names
+            check_same_numbers(self.test_index, names, setting, "pack it with the training images' classes")
         self.data_digest = training.digest + (f"+{self.test_index.digest}" if self.test_index is not None else "")
         self._prepared = True
 

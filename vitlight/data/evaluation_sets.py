@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from vitlight.data.index import ShardIndex, load_index
 from vitlight.data.label_files import ClassNumbers, Labels, read_class_map, read_label_file
 from vitlight.data.labels import LabelSource
-from vitlight.data.training_set import IndexOptions
+from vitlight.data.training_set import IndexOptions, check_same_numbers
 from vitlight.errors import InputError
 
 __all__ = ["EvaluationSet", "OpenedSet", "as_evaluation_sets", "open_evaluation_sets"]
@@ -140,12 +140,15 @@ def _open(
         if missing := sum(labels is None for labels in read):
             notes.append(f"{setting}: {path} has no labels for {missing} of {len(index)} images, which are left out")
         notes += _disagreement(setting, path, in_shards, given)
-    elif class_map is None and (beyond := [i for i, labels in enumerate(given) if max(labels) >= num_classes]):
-        raise InputError(
-            f"{setting}.shards={spec.shards}: image {index.key(beyond[0])!r} has label {max(given[beyond[0]])}, but "
-            f"data.num_classes={num_classes} allows 0 to {num_classes - 1}; where its classes are others, set "
-            f"{setting}.class_map"
-        )
+    elif class_map is None:
+        shards = f"{setting}.shards={spec.shards}"
+        if beyond := [i for i, labels in enumerate(given) if max(labels) >= num_classes]:
+            raise InputError(
+                f"{shards}: image {index.key(beyond[0])!r} has label {max(given[beyond[0]])}, but "
+                f"data.num_classes={num_classes} allows 0 to {num_classes - 1}; where its classes are others, set "
+                f"{setting}.class_map"
+            )
+        check_same_numbers(index, class_names, shards, f"set {setting}.class_map, which may be its classes.txt")
     if class_map is not None:
         given = [tuple(dict.fromkeys(c for label in labels for c in class_map.get(label, ()))) for labels in given]
     rows = np.array([i for i, labels in enumerate(given) if labels], np.int64)

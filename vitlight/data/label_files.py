@@ -29,17 +29,24 @@ class ClassNumbers:
     """Class numbers out of numbers, digits and names: below `num_classes`, and named as in `names`, number i names[i]; of a
     name that begins with a WordNet id ("n01440764 tench, Tinca tinca") the id is a name, too.
 
-    what: of which classes, for messages.
+    Folders 0 to 11 are numbered in the order of text, so that class 2 is called 10: digits that are the number of one class
+    and the name of another are refused. what: of which classes, for messages.
     """
 
     def __init__(self, num_classes: int, names: Sequence[str] | None, what: str) -> None:
-        self.num_classes, self.what = num_classes, what
-        named = [(alias, number) for number, name in enumerate(names or ()) for alias in _aliases(name)]
-        counted = Counter(alias for alias, _ in named)
-        self._numbers = {alias: number for alias, number in named if counted[alias] == 1}
+        self.num_classes, self.names, self.what = num_classes, tuple(names or ())[:num_classes], what
+        self._named: dict[str, set[int]] = {}
+        for number, name in enumerate(self.names):
+            for alias in _aliases(name):
+                self._named.setdefault(alias, set()).add(number)
+        self._numbers = {alias: min(numbers) for alias, numbers in self._named.items() if len(numbers) == 1}
 
     def knows(self, name: str) -> bool:
         return name in self._numbers
+
+    def named(self, name: str) -> int:
+        """The number of the class whose name `knows` knows, digits or not."""
+        return self._numbers[name]
 
     def __call__(self, value: Any) -> int:
         """Raises ValueError, which says what is wrong with the value."""
@@ -54,6 +61,11 @@ class ClassNumbers:
         number = int(text)
         if not 0 <= number < self.num_classes:
             raise ValueError(f"class {number} is not in 0 to {self.num_classes - 1}, the numbers of {self.what}")
+        if isinstance(text, str) and (others := self._named.get(text, set()) - {number}):
+            raise ValueError(
+                f"{text!r} is the number {number}, and the name of number {min(others)}, of {self.what}; a .json list of "
+                "numbers leaves no doubt"
+            )
         return number
 
     def several(self, value: Any) -> Labels:
@@ -115,6 +127,8 @@ def _read_csv(path: Path) -> dict[str, str]:
             rows = list(csv.reader(file))
     except OSError as error:
         raise InputError(f"{path}: can't read the labels: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: can't read the labels: {error}; save it as UTF-8, key,label in each line") from error
     header = [name.strip().lower() for name in rows[0]] if rows else []
     if header not in (["key", "label"], ["key", "labels"]):
         raise InputError(f"{path}: its first line is {','.join(header)[:_SHOWN]!r}, not `key,label` or `key,labels`")
@@ -176,25 +190,28 @@ def read_class_map(path: Path, own: ClassNumbers, model: ClassNumbers) -> dict[i
     """The model's classes of each class of a set; () where the model has none for it.
 
     A .json object {own class: model's class or classes}; or, for own classes 0, 1, 2, ..., a .json list or the lines of
-    a text file, each with the model's class or classes. Own classes that an object leaves out have none. Raises
-    InputError.
+    a text file, each with the model's class or classes. Own classes that an object leaves out have none. A list that is
+    the set's own names, all of them known to the model, is one of names, digits or not. Raises InputError.
     """
     if path.suffix.lower() == ".json":
         content = _read_json(path, "the map of classes")
     else:
         try:
-            content = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
+            content = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines()]
         except OSError as error:
             raise InputError(f"{path}: can't read the map of classes: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}: can't read the map of classes: {error}; save it as UTF-8") from error
     if not isinstance(content, (list, dict)) or not content:
         raise InputError(
             f"{path}: a map of classes is {{own class: model's class or classes}}, or a list of the latter"
         )
     pairs = content.items() if isinstance(content, dict) else enumerate(content)
+    are_names = content == list(own.names) and all(model.knows(name) for name in own.names)
     mapped: dict[int, Labels] = {}
     for name, value in pairs:
         try:
-            number, labels = own(name), model.several(value)
+            number, labels = own(name), (model.named(value),) if are_names else model.several(value)
         except ValueError as error:
             raise InputError(f"{path}: {error}") from error
         if number in mapped:

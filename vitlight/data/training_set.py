@@ -90,6 +90,20 @@ def check_labels(index: ShardIndex, num_classes: int, setting: str) -> None:
     )
 
 
+def check_same_numbers(index: ShardIndex, names: Sequence[str] | None, setting: str, remedy: str) -> None:
+    """Raises InputError where a class that both `index` and `names`, the model's classes, have has another number there, as
+    after folders of images were packed of which one lacks a class. Where no name is in both, they may mean the same."""
+    if index.class_names is None or names is None:
+        return
+    numbers = {name: number for number, name in enumerate(names)}
+    for number, name in enumerate(index.class_names):
+        ours = numbers.get(name, number)
+        if ours != number:
+            raise InputError(
+                f"{setting}: class {name!r} is number {number} there and {ours} in data.train, by classes.txt; {remedy}"
+            )
+
+
 def open_training_set(
     source: Source,
     options: IndexOptions,

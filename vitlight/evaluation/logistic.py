@@ -4,7 +4,9 @@ On features standardised as in `ridge`, weights W (D, K) and biases b (K) minimi
 
     1/n sum_i -log softmax(x_i W + b)[label_i]  +  1/(2 C n) |W|^2,
 
-which is scikit-learn's LogisticRegression with the same C; the biases are not penalised. All of it is in float64.
+which is scikit-learn's LogisticRegression with the same C; the biases are not penalised. For two classes scikit-learn fits
+one vector w = W[:, 1] - W[:, 0] with the penalty |w|^2 / (2 C n). Of all W with this difference the shortest has
+|W|^2 = |w|^2 / 2, so that twice the penalty gives its decision function. All of it is in float64.
 """
 
 from collections.abc import Iterator, Sequence
@@ -71,7 +73,7 @@ def fit_logistic(
             gradient[-1] += slopes.sum(0)
         gradient[:-1] /= scale.std[:, None]
         loss, gradient = loss / len(images), gradient / len(images)
-        penalty = 1 / (c * len(images))
+        penalty = (2 if num_classes == 2 else 1) / (c * len(images))
         gradient[:-1] += penalty * weights
         return float(loss + penalty / 2 * weights.square().sum()), gradient.cpu().numpy().ravel()
 

@@ -17,15 +17,22 @@ __all__ = ["sizes_in"]
 _FIRST = ("backbone.stem.weight", "stem.0.weight", "patch_embed.weight")
 
 
-def sizes_in(state: Mapping[str, Tensor], layout: str, arch: str, options: Mapping[str, Any]) -> dict[str, int]:
-    """num_classes, in_channels and image_size as the tensors' shapes tell; the arch's own image size where they don't.
+def sizes_in(
+    state: Mapping[str, Tensor],
+    layout: str,
+    arch: str,
+    options: Mapping[str, Any],
+    usual_size: int | None = None,
+) -> dict[str, int]:
+    """num_classes, in_channels and image_size as the tensors' shapes tell; where they don't tell the last one it is
+    `usual_size`, None: the arch's own.
 
     layout: as in `load_weights`. InputError for an unknown arch or option, and for names of another layout or of none.
     """
-    usual_size = default_image_size(arch)
+    own_size = default_image_size(arch)
     with torch.device("meta"):
-        model = build_model(arch, image_size=usual_size, **options)
-    sizes = {"image_size": usual_size}
+        model = build_model(arch, image_size=own_size, **options)
+    sizes = {"image_size": own_size if usual_size is None else usual_size}
     if isinstance(model, TimmModel):
         return sizes | _sizes_in_timm(state, model)
     found = _found(dict(state), find_layout(state, layout), model)
@@ -38,14 +45,14 @@ def sizes_in(state: Mapping[str, Tensor], layout: str, arch: str, options: Mappi
         elif name == "posemb":
             config: Any = model.config
             grid = math.isqrt(tensor.shape[1])  # a row of the class token's changes nothing
-            sizes["image_size"] = grid * (usual_size // config.grid)
+            sizes["image_size"] = grid * (own_size // config.grid)
     tables = [name for name in found if name.endswith(".bias_table")]
     if tables:
         config = model.config
         stage = int(tables[0].split(".")[1]) + 1  # the stem is stage 0 of the config
         grid = (found[tables[0]].shape[1] + 1) // 2
-        if grid != config.grids[stage]:  # several image sizes have one grid: the usual one, or the largest
-            sizes["image_size"] = grid * math.prod(config.strides[: stage + 1])
+        is_own = grid == config.grids[stage]  # several image sizes have one grid: the arch's own, or the largest
+        sizes["image_size"] = own_size if is_own else grid * math.prod(config.strides[: stage + 1])
     return sizes
 
 

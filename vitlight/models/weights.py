@@ -23,7 +23,7 @@ from vitlight.models.layouts.fit import check_dtypes, check_names, fitted, misfi
 from vitlight.models.layouts.resize import Grids
 from vitlight.models.weight_files import read_state, write_state
 
-__all__ = ["LoadReport", "convert_state", "find_layout", "load_weights", "read_state", "save_weights"]
+__all__ = ["LoadReport", "convert_state", "find_layout", "has_classifier", "load_weights", "read_state", "save_weights"]
 
 Head = Literal["load", "fresh"]
 
@@ -78,6 +78,14 @@ def find_layout(names: Collection[str], layout: str = "auto") -> Layout:
     return recognising[0]
 
 
+def has_classifier(model: nn.Module, source: str | Path | Mapping[str, Any], layout: str = "auto") -> bool:
+    """Whether any tensor of the model's classifier is in `source`, which is read as `load_weights` does."""
+    state = read_state(source)
+    chosen = _layout_for(model, state, layout)
+    names = _canonical(chosen, state, model)
+    return any(name in names for entry in _of_head(_entries(chosen, model), model) for name in entry.theirs)
+
+
 @torch.no_grad()
 def load_weights(
     model: nn.Module, source: str | Path | Mapping[str, Any], layout: str = "auto", head: Head = "load"
@@ -95,11 +103,9 @@ def load_weights(
     if any(tensor.is_meta for tensor in ours.values()):
         raise InputError("the model is on the meta device, which holds no numbers; build it on the CPU")
     chosen = _layout_for(model, state, layout)
-    if (canonical := getattr(chosen, "canonical", None)) is not None:
-        state = canonical(state, model)
+    state = _canonical(chosen, state, model)
     everything = _entries(chosen, model)
-    heads = _head_prefixes(model)
-    fresh = [entry for entry in everything if head == "fresh" and entry.ours and entry.ours[0].startswith(heads)]
+    fresh = _of_head(everything, model) if head == "fresh" else []
     entries = [entry for entry in everything if entry not in fresh]
     left_out = {name for entry in fresh for name in entry.theirs}
     ignored = [name for name in state if any(re.fullmatch(p, name) for p in getattr(chosen, "ignored", ()))]
@@ -122,7 +128,7 @@ def load_weights(
             if grids is not None:
                 resized[name] = grids
     if misfits:
-        raise InputError(misfit_message(misfits, state, ours, heads))
+        raise InputError(misfit_message(misfits, state, ours, _head_prefixes(model)))
     for name, tensor in loaded.items():
         ours[name].copy_(tensor)
     return LoadReport(
@@ -163,6 +169,19 @@ def _entries(layout: Layout, model: nn.Module) -> list[Entry]:
     theirs = [name for entry in entries for name in entry.theirs]
     assert len(theirs) == len(set(theirs))
     return entries
+
+
+def _canonical(layout: Layout, state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """`state` under the names that the layout's entries have."""
+    if (canonical := getattr(layout, "canonical", None)) is None:
+        return state
+    renamed: dict[str, Tensor] = canonical(state, model)
+    return renamed
+
+
+def _of_head(entries: list[Entry], model: nn.Module) -> list[Entry]:
+    heads = _head_prefixes(model)
+    return [entry for entry in entries if entry.ours and entry.ours[0].startswith(heads)]
 
 
 def _layout_for(model: nn.Module, names: Collection[str], layout: str) -> Layout:

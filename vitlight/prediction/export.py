@@ -102,9 +102,10 @@ def export_model(
     `logits`, float32 (B, K). batch_size: B; None lets it be any. check_images: to compare on, besides noise. In the file is
     what must be known to use it, as JSON (METADATA).
 
-    Raises InputError where the model can't be exported, an image can't be read, or two logits differ by more than
-    `tolerance`; then that target is not written, nor are those after it.
+    Raises InputError where the model has no classifier or can't be exported, an image can't be read, or two logits differ by
+    more than `tolerance`; then that target is not written, nor are those after it.
     """
+    trained.check_classifier()
     name = "pixels" if with_preprocessing else "images"
     batches = list(_batches(trained, batch_size, check_images))
     about = json.dumps(_about(trained, name, batch_size))

@@ -71,8 +71,8 @@ class PredictionFile:
         is_same = first == header and self._about.exists() and self._about.read_text() == about
         if has_more and not is_same and not overwrite:
             raise InputError(
-                f"{self.partial} is what is left of another command (model, images or columns differ); finish that one, "
-                f"name another file, or give --overwrite"
+                f"{self.partial} is what is left of another command (model, images, class names or columns differ); finish "
+                f"that one, name another file, or give --overwrite"
             )
         if is_same:
             self._file.seek(len(header))

@@ -20,7 +20,9 @@ def choose_device(name: str) -> torch.device:
     """The device of that name, or with "auto" the accelerator where there is one, else the CPU. Raises InputError for a name
     that is none, or of a device that isn't there."""
     if name == "auto":
-        return torch.accelerator.current_accelerator() or torch.device("cpu")
+        # current_accelerator alone is what torch was built for: cuda also where there is no GPU
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return found or torch.device("cpu")
     try:
         device = torch.device(name)
         torch.zeros((), device=device)

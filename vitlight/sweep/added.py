@@ -1,7 +1,7 @@
 """Cells beside the grid: `added.jsonl` in the sweep's directory, one line each, which every command reads with the file.
 
 A line holds all parameters of its cell, those that the file fixes included, so that it stays what it was when the file
-changes.
+changes. A cell that the file comes to have as well is the file's.
 """
 
 from __future__ import annotations

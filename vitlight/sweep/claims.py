@@ -14,6 +14,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,7 @@ class Claims(AbstractContextManager["Claims"]):
         self.leases = LeaseWatch(beat_seconds)
         self._keeper: subprocess.Popen[bytes] | None = None
         self._held: dict[Path, Path] = {}  # lease -> lock
+        self._said_silent: set[Path] = set()  # leases
 
     def take(self, path: Path) -> Claim | None:
         """The claim, or None where somebody else has it or may have it. InputError where nothing can be locked."""
@@ -59,6 +61,26 @@ class Claims(AbstractContextManager["Claims"]):
         self._held[lease.path] = lock.path
         self._tell("hold", lease.path, lock.path)
         return Claim(self, path, lock, lease)
+
+    def new_silence(self, path: Path) -> str | None:
+        """That the host which has the claim gives no sign of life: once, after two of its beats have failed to come."""
+        lease = self.leases.silent(path)
+        if lease is None or lease.path in self._said_silent:
+            return None
+        self._said_silent.add(lease.path)
+        return f"{lease.host}, which has it, gives no sign of life; taken over after {lease.silence_seconds:g} s"
+
+    def free_if_silent(self, path: Path) -> str | None:
+        """Take a claim over whose holder's host gives no sign of life, and leave it free; the name of that host. None where
+        there is no such host, or it has not yet been silent for long enough: to be called again every few seconds."""
+        if find_lock(path)[0] or not is_claimed(path):
+            return None
+        silent = self.leases.silent(path)
+        claim = self.take(path)
+        if claim is None:
+            return None
+        claim.release()
+        return silent.host if silent is not None and not silent.is_released else None
 
     def check_keeper(self) -> None:
         """Start it again where something has killed it; to be called once in a while."""
@@ -132,12 +154,15 @@ class Claim:
 
 
 def is_claimed(path: Path) -> bool:
-    """Whether somebody holds the claim, by the lock or by the lease of another host; that one may have died since."""
+    """Whether somebody holds the claim, by the lock or by the lease of another host; that one may have died since. What this
+    host had when it went down is free."""
     is_held, domain = find_lock(path)
     if is_held or not domain:
         return is_held
     lease = newest_lease(path)
-    return lease is not None and not lease.is_released and lease.domain != domain
+    if lease is None or lease.is_released or lease.domain == domain:
+        return False
+    return not lease.is_older_than_this_start(time.time())
 
 
 def read_attempts(path: Path) -> Attempts:

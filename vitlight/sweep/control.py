@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vitlight.messages import say
 from vitlight.sweep.claims import Attempts, Claims
 from vitlight.sweep.job_records import JobRecord, job_path, read_job, remove_job
 from vitlight.sweep.outcomes import is_finished
@@ -62,28 +63,33 @@ def ask_to_stop(planned: Sequence[PlannedCell], cells: Sequence[PlannedCell] | N
 def wait_until_ended(
     planned: Sequence[PlannedCell],
     stopping: Stopping,
-    say: Callable[[PlannedCell], None],
+    say_ended: Callable[[PlannedCell, str | None], None],
     whole: bool,
     queue: SlurmQueue,
 ) -> None:
-    """Until none of the asked cells runs; `say` is called with each as it ends.
+    """Until none of the asked cells runs; `say_ended` is called with each as it ends, and with the name of its host where
+    that is given up for dead.
 
     A run that began just then has removed the file as one meant for an earlier attempt: it is asked again. A cell that was
     just being handed to Slurm is taken back.
     """
     waiting = list(stopping.running)
-    while waiting:
-        time.sleep(LOOK_SECONDS)
-        for item in list(waiting):
-            if cell_state(item)[0] != "running":
-                waiting.remove(item)
-                if (record := read_job(job_path(item))) is not None:
-                    with Claims() as claims:
+    with Claims() as claims:
+        while waiting:
+            time.sleep(LOOK_SECONDS)
+            for item in list(waiting):
+                dead_host = claims.free_if_silent(claim_path(item))
+                if cell_state(item)[0] != "running":
+                    waiting.remove(item)
+                    if (record := read_job(job_path(item))) is not None:
                         _cancel(item, record, claims, queue, stopping)
-                say(item)
-            elif item.run.run_dir.exists() and not StopFile(item.run.run_dir).path.exists():
-                write_request(sweep_directory(planned), "stop", None if whole else [item.run.run_id])
-                _leave_stop_file(item)
+                    say_ended(item, dead_host)
+                    continue
+                if (text := claims.new_silence(claim_path(item))) is not None:
+                    say(f"silent   {item.cell.label}  {item.run.run_id}  {text}")
+                if item.run.run_dir.exists() and not StopFile(item.run.run_dir).path.exists():
+                    write_request(sweep_directory(planned), "stop", None if whole else [item.run.run_id])
+                    _leave_stop_file(item)
 
 
 def clear(planned: PlannedCell, claims: Claims, from_scratch: bool) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitlight.errors import InputError
-from vitlight.sweep.known_plan import add_place_arguments, load_known_plan, load_place
+from vitlight.sweep.known_plan import add_place_arguments, check_directory, load_known_plan, load_place
 from vitlight.sweep.selection import CELLS, select_cells
 
 if TYPE_CHECKING:
@@ -73,8 +74,14 @@ def stop_command(args: argparse.Namespace) -> int:
         print(line, flush=True)
     if stopping.running and not args.detach:
         wait_until_ended(planned, stopping, _say_ended, cells is None, queue)
-    print(f"`vitlight sweep run {args.file}` goes on from here")
+    print(f"`{_run_command(args)}` goes on from here")
     return 1 if stopping.unreachable else 0
+
+
+def _run_command(args: argparse.Namespace) -> str:
+    """What runs the sweep that this command was about."""
+    root = [] if args.root is None else ["--root", str(args.root)]
+    return shlex.join(["vitlight", "sweep", "run", str(args.file), *root])
 
 
 def _several(cells: Sequence[PlannedCell]) -> str:
@@ -97,14 +104,17 @@ def _asked_lines(stopping: Stopping, cells: Sequence[PlannedCell] | None) -> lis
     return lines
 
 
-def _say_ended(planned: PlannedCell) -> None:
+def _say_ended(planned: PlannedCell, dead_host: str | None) -> None:
     from vitlight.sweep.glance import glance_at
     from vitlight.sweep.status import FINISHED, cell_state
 
     run = planned.run
     state, _ = cell_state(planned)
-    seen = glance_at(run.run_dir).samples_seen
-    how = state if state in FINISHED else f"stopped  at about {seen:,} of {run.horizon_samples:,} images"
+    how: str = state
+    if state not in FINISHED:
+        seen = glance_at(run.run_dir).samples_seen
+        word = "stopped " if dead_host is None else f"lost     with {dead_host}"
+        how = f"{word} at about {seen:,} of {run.horizon_samples:,} images"
     print(f"{how:<8} {planned.cell.label}  {run.run_id}", flush=True)
 
 
@@ -128,16 +138,17 @@ def retry_command(args: argparse.Namespace) -> int:
             raise InputError(
                 f"cell {item.cell.index} ({item.cell.label}) is {state}; retry is for cells that failed or "
                 "diverged, or were stopped early"
-                + ("" if state != "waiting" else ", and --from-scratch for those that have begun, too")
+                + {
+                    "waiting": ", and --from-scratch for those that have begun, too",
+                    "running": "; `sweep stop` ends it first, or frees it where its host is dead",
+                }.get(state, "")
             )
     with Claims() as claims:
         cleared = [item for item in cells if clear(item, claims, args.from_scratch)]
     if cleared:
         write_request(sweep_directory(planned), "retry", [item.run.run_id for item in cleared])
         how = ", from the first step" if args.from_scratch else ""
-        print(
-            f"to be run again{how}: {_several(cleared)}; by the runners at work, or by `vitlight sweep run {args.file}`"
-        )
+        print(f"to be run again{how}: {_several(cleared)}; by the runners at work, or by `{_run_command(args)}`")
     taken = [item for item in cells if item not in cleared]
     if taken:
         print(f"left alone: {_several(taken)}, which somebody else has meanwhile taken")
@@ -158,11 +169,12 @@ def add_command(args: argparse.Namespace) -> int:
     args.root = args.root if after.root is None else after.root
     if not words:
         raise InputError("name the settings of the cells to add: --model.arch=vit_s16 --seed_everything=0")
-    sweep, root, _ = load_place(args)
+    sweep, root, named = load_place(args)
     resolve = Resolver()
     if sweep.search is not None:
         sweep = settled_search(sweep, resolve, root)
     directory = plan_cell(sweep, sweep.cells()[0], resolve, root).run.run_dir.parent
+    check_directory(named, directory)
     before = read_added(directory)
     known = {cell.args for cell in replace(sweep, added=before).cells()}
     asked = combinations(sweep, [parse_setting(word) for word in words])
@@ -171,10 +183,18 @@ def add_command(args: argparse.Namespace) -> int:
     if not new:
         raise InputError(f"the sweep has {'that cell' if len(asked) == 1 else f'these {len(asked)} cells'} already")
     extended = replace(sweep, added=(*before, *new.values()))
-    added = plan_sweep(extended, resolve, root)[-len(new) :]
+    planned = {item.cell.index: item for item in plan_sweep(extended, resolve, root)}
+    cells = extended.cells()[-len(new) :]
+    for cell in cells:
+        if cell.index not in planned:
+            raise InputError(
+                f"{cell.label} is the same run as another cell of the sweep, so one of its settings changes nothing "
+                "there; leave it out"
+            )
+    added = [planned[cell.index] for cell in cells]
     append_added(directory, [item.cell.parameters for item in added], len(before))
     for item in added:
         print(f"added    {item.cell.index}  {item.cell.label}  {item.run.run_id}")
     flops = sum(item.own_train_flops for item in added)
-    print(f"{_several(added)}, {flops:.3e} train FLOPs; `vitlight sweep run {args.file}` runs them")
+    print(f"{_several(added)}, {flops:.3e} train FLOPs; `{_run_command(args)}` runs them")
     return 0

@@ -7,6 +7,7 @@ to end says the same whoever writes it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from vitlight.sweep.claims import read_attempts
 from vitlight.sweep.metric_history import MetricHistories
 from vitlight.sweep.plan import PlannedCell, Resolve, plan_cell, settled_search, sweep_directory
 from vitlight.sweep.recorded_plan import record_plan
-from vitlight.sweep.search import Suggestion
-from vitlight.sweep.search_engine import Observed, ended_early, suggest
+from vitlight.sweep.search import Search, Suggestion
+from vitlight.sweep.search_engine import Observed, ended_early, require_engine, suggest
 from vitlight.sweep.search_journal import Journal
 from vitlight.sweep.space import Sweep
 from vitlight.sweep.status import claim_path, read_result
@@ -42,17 +43,26 @@ def open_guide(
         from vitlight.training.resolve import Resolver
 
         resolve = Resolver()
+    if sweep.early_terminate is not None:
+        require_engine()
     if sweep.search is not None:
         sweep = settled_search(sweep, resolve, root)
         assert sweep.search is not None
         journal = Journal(sweep_directory(planned), sweep.search)
         recorded = journal.begin(sweep.search.seed or 0)
-        if recorded != (sweep.search.seed or 0):
+        if recorded != (sweep.search.seed or 0) or not _are_of(sweep.search, planned):
             raise InputError(
                 f"{sweep.path}: another runner has just begun this search with --search-seed {recorded}; try again"
             )
     is_bayes = sweep.search is not None and sweep.search.method == "bayes"
     return Guide(sweep, planned, resolve, root) if is_bayes or sweep.early_terminate is not None else None
+
+
+def _are_of(search: Search, planned: Sequence[PlannedCell]) -> bool:
+    """Whether the cells have the parameters that the search gives them: they were planned with the same seed."""
+    suggested = {each.index: each.parameters for each in search.suggestions()}
+    listed = [item.cell for item in planned if item.cell.index < search.run_cap]
+    return all(suggested.get(cell.index) == cell.parameters for cell in listed)
 
 
 class Guide:
@@ -65,7 +75,7 @@ class Guide:
         self._sweep, self._resolve, self._root = sweep, resolve, root
         self._histories = MetricHistories(sweep.metric["name"]) if sweep.metric is not None else None
         self._by_index = {item.cell.index: item for item in planned}
-        self._run_ids = {item.run.run_id for item in planned}
+        self._by_run_id = {item.run.run_id: item for item in planned}
         self._suggestions: dict[int, Suggestion] = {}
         self._journal: Journal | None = None
         self._has_given_up = False
@@ -73,7 +83,8 @@ class Guide:
             self._journal = Journal(sweep_directory(planned), sweep.search)
             for suggestion in sweep.search.suggestions():
                 self._journal.add(suggestion)
-                self._suggestions[suggestion.index] = suggestion
+                if suggestion.refused is not None or suggestion.index in self._by_index:
+                    self._suggestions[suggestion.index] = suggestion  # the others came while the cells were planned
 
     @property
     def has_more(self) -> bool:
@@ -92,7 +103,7 @@ class Guide:
         found = self._adopt()
         while not found and is_idle and self.has_more:
             cells = [self._seen(self._suggestions[index]) for index in sorted(self._suggestions)]
-            if self._gives_up([cell.state for cell in cells]):
+            if self._gives_up(cells):
                 break
             suggestion, planned = self._next(max(self._suggestions, default=-1) + 1, cells)
             if not self._journal.add(suggestion):
@@ -100,7 +111,7 @@ class Guide:
                 continue
             self._suggestions[suggestion.index] = suggestion
             if planned is not None:
-                found = [self._know(suggestion.index, planned)]
+                found = self._know(suggestion.index, planned)
             else:
                 self._say(f"cell {suggestion.index} is left out: {suggestion.refused}")
         if found:
@@ -131,29 +142,30 @@ class Guide:
     def _adopt(self) -> list[PlannedCell]:
         """What lies in the journal and isn't known here."""
         assert self._journal is not None
-        found = []
+        found: list[PlannedCell] = []
         for suggestion in self._journal.suggestions():
             if suggestion.index in self._suggestions:
                 continue
             self._suggestions[suggestion.index] = suggestion
             if suggestion.refused is None:
-                found.append(self._know(suggestion.index, self._plan(suggestion)))
+                found += self._know(suggestion.index, self._plan(suggestion))
         return found
 
-    def _know(self, index: int, planned: PlannedCell) -> PlannedCell:
-        self._by_index[index] = planned
-        self._run_ids.add(planned.run.run_id)
-        self.planned.append(planned)
-        return planned
+    def _know(self, index: int, planned: PlannedCell) -> list[PlannedCell]:
+        """The cell, if its run is new; else nothing, and suggestion `index` counts as the first cell of that run."""
+        first = self._by_index[index] = self._by_run_id.setdefault(planned.run.run_id, planned)
+        new = [planned] if first is planned else []
+        self.planned += new
+        return new
 
     def _plan(self, suggestion: Suggestion) -> PlannedCell:
         cell = self._sweep.cell(suggestion.index, suggestion.parameters, self._sweep.swept_settings())
         return plan_cell(self._sweep, cell, self._resolve, self._root)
 
-    def _gives_up(self, states: Sequence[str]) -> bool:
+    def _gives_up(self, cells: Sequence[Observed]) -> bool:
         """Where nothing works, nothing is learned from more of it."""
-        num_failed = states.count("failed")
-        if num_failed >= _FAILED_AT_FIRST and "finished" not in states:
+        num_failed = len({cell.name for cell in cells if cell.state == "failed"})
+        if num_failed >= _FAILED_AT_FIRST and not any(cell.state == "finished" for cell in cells):
             self._has_given_up = True
             self._say(f"no more cells are suggested: {num_failed} have failed, and none has a result")
         return self._has_given_up
@@ -168,14 +180,16 @@ class Guide:
                 planned = self._plan(suggestion)
             except InputError as error:
                 return Suggestion(index, suggestion.parameters, " ".join(str(error).split())), None
-            if planned.run.run_id not in self._run_ids:
+            if planned.run.run_id not in self._by_run_id:
                 return suggestion, planned
             suggestion = search.other(index, attempt)
         return Suggestion(index, suggestion.parameters, "it is a cell already, and so are random ones"), None
 
     def _seen(self, suggestion: Suggestion) -> Observed:
         planned = self._by_index.get(suggestion.index)
-        return Observed(suggestion.parameters, "failed") if planned is None else self._observed(planned)
+        if planned is None:
+            return Observed(suggestion.parameters, "failed", name=f"cell {suggestion.index}")
+        return replace(self._observed(planned), parameters=suggestion.parameters)
 
     def _observed(self, planned: PlannedCell) -> Observed:
         """A cell as the engine sees it: one that waits is taken for a running one, since it will run."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vitlight.sweep.plan import PlannedCell
     from vitlight.sweep.space import Cell, Sweep
 
-__all__ = ["add_place_arguments", "load_known_plan", "load_place"]
+__all__ = ["add_place_arguments", "check_directory", "load_known_plan", "load_place"]
 
 
 def add_place_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,27 +41,34 @@ def load_known_plan(args: argparse.Namespace) -> tuple[Sweep, list[PlannedCell]]
     if known is not None:
         return sweep, known
     planned = plan_sweep(sweep, root=root, track=_tracked)
-    if directory is not None and sweep_directory(planned).resolve() != directory.resolve():
-        raise InputError(
-            f"{directory} holds a sweep whose runs lie in {sweep_directory(planned)}; name that, or the sweep file"
-        )
+    check_directory(directory, sweep_directory(planned))
     record_plan(planned)
     return sweep, planned
 
 
+def check_directory(named: Path | None, found: Path) -> None:
+    """InputError: `named` was given for the sweep, whose runs lie in another directory, `found`."""
+    if named is not None and found.resolve() != named.resolve():
+        raise InputError(f"{named} holds a sweep whose runs lie in {found}; name that, or the sweep file")
+
+
 def load_place(args: argparse.Namespace) -> tuple[Sweep, Path | None, Path | None]:
-    """The sweep, the folder of all runs where that was said, and the sweep's directory where that was named."""
+    """The sweep, the folder of all runs where that was said, and the sweep's directory where that was named.
+
+    A directory's name is the sweep's where its file has none.
+    """
     from vitlight.sweep.space import load_sweep
     from vitlight.sweep.tally import SWEEP_FILE
 
-    place = Path(args.file)
+    place, search_seed = Path(args.file), getattr(args, "search_seed", None)
     if not place.is_dir():
-        return load_sweep(place), args.root, None
+        return load_sweep(place, search_seed), args.root, None
     if args.root is not None:
         raise InputError(f"--root {args.root} says where {place} lies, which its name does; leave it out")
     if not (place / SWEEP_FILE).exists():
         raise InputError(f"{place} has no {SWEEP_FILE}, so it is no sweep's directory; name one, or a sweep file")
-    return load_sweep(place / SWEEP_FILE), place.absolute().parent if place.name in ("", "..") else place.parent, place
+    directory = place.resolve() if place.name in ("", "..") else place
+    return load_sweep(place / SWEEP_FILE, search_seed, directory.name), directory.parent, directory
 
 
 def _tracked(cells: Sequence[Cell]) -> Iterable[Cell]:

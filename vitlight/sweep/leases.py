@@ -3,13 +3,15 @@
 A lease is a file `<run id>.lease-<n>` beside the lock; the highest n counts. Whoever finds it free makes n + 1 with
 O_CREAT | O_EXCL, which one of all hosts can do, on every network file system in use (NFS since version 3). Nobody
 deletes or renames a lease. The holder's `keeper` counts its beats in it. A lease is free when it says so; when its holder
-held the very lock that the taker now holds, and so is dead; or when the taker has looked on for `BEATS_UNTIL_DEAD` beats
-and seen no count. Each measures that with its own monotonic clock, so that hosts' clocks may differ.
+held the very lock that the taker now holds, and so is dead; when it is of the taker's own host, and older than that host's
+last start; or when the taker has looked on for `BEATS_UNTIL_DEAD` beats and seen no count. Each measures that with its own
+monotonic clock, so that hosts' clocks may differ.
 """
 
 import json
 import os
 import platform
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +42,14 @@ class Lease:
         """Without a beat for so long, its holder is dead."""
         return BEATS_UNTIL_DEAD * self.beat_seconds
 
+    def is_older_than_this_start(self, now: float) -> bool:
+        """Whether its holder died when this host went down: the host's name is in it, and by the clock of the file system,
+        which reads `now`, it was last beaten before the host started. Another host of the same name goes on beating.
+        """
+        if sys.platform != "linux" or self.host != platform.node():
+            return False
+        return now - self.path.stat().st_mtime > max(self.silence_seconds, time.clock_gettime(time.CLOCK_BOOTTIME))
+
 
 def _lease_path(lock: Path, number: int) -> Path:
     return lock.with_name(f"{lock.stem}.lease-{number}")
@@ -67,6 +77,14 @@ def _read(path: Path, number: int) -> Lease:
     return Lease(path, number, domain, host, beat_seconds, beats.partition(b"\n")[0], RELEASED in beats)
 
 
+def _died_with_this_host(lease: Lease, lock: Path) -> bool:
+    """Read twice: this host's clock may be hours away from the file system's, which a file just touched tells."""
+    if not lease.is_older_than_this_start(time.time()):
+        return False
+    os.utime(lock)
+    return lease.is_older_than_this_start(lock.stat().st_mtime)
+
+
 @dataclass
 class _Seen:
     number: int
@@ -88,7 +106,8 @@ class LeaseWatch:
         newest = newest_lease(path, self._newest.get(path, 1))
         if newest is not None:
             self._newest[path] = newest.number
-            if not (newest.is_released or newest.domain == lock.domain or self._is_dead(path, newest)):
+            is_free = newest.is_released or newest.domain == lock.domain or _died_with_this_host(newest, path)
+            if not (is_free or self._is_dead(path, newest)):
                 return None
         self._seen.pop(path, None)
         return self._make(path, newest.number + 1 if newest else 1, lock)

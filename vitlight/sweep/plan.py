@@ -23,6 +23,7 @@ __all__ = [
     "Resolve",
     "awaits_trunk",
     "complete_args",
+    "first_of_each_run",
     "number_ranges",
     "plan_cell",
     "plan_sweep",
@@ -73,8 +74,8 @@ class InvalidCells(InputError):
 def plan_sweep(
     sweep: Sweep, resolve: Resolve | None = None, root: Path | None = None, track: Track = iter
 ) -> list[PlannedCell]:
-    """The cells in grid order, then those that were added to the sweep's directory. `resolve`: the experiment layer's by
-    default. `track` may show progress over the cells.
+    """The cells in grid order, then those that were added to the sweep's directory and are no runs of the grid. `resolve`:
+    the experiment layer's by default. `track` may show progress over the cells.
 
     InvalidCells, before anything is started, where some don't resolve; InputError for two cells that are the same run, and
     cells that lie in different directories.
@@ -85,17 +86,21 @@ def plan_sweep(
         resolve = Resolver()
     if sweep.search is not None:
         sweep = settled_search(sweep, resolve, root)
-    planned = _resolve_all(sweep, sweep.cells(), resolve, root, track)
+    cells = sweep.cells()
+    planned = _resolve_all(sweep, cells, resolve, root, track)
+    num_listed = len(cells) - len(sweep.added)
+    listed, beside = planned[:num_listed], planned[num_listed:]
     if sweep.search is not None:
-        planned = _first_of_each_run(planned)
-    _check_distinct(sweep, planned)
-    if not sweep.added and (added := read_added(sweep_directory(planned))):
+        listed = first_of_each_run(listed)
+    _check_distinct(sweep, listed)
+    if not beside and (added := read_added(sweep_directory(listed))):
         sweep = replace(sweep, added=added)
         cells = sweep.cells()
         labelled = {cell.index: cell for cell in cells}
-        planned = [replace(item, cell=labelled[item.cell.index]) for item in planned]
-        planned += _resolve_all(sweep, cells[-len(added) :], resolve, root, track)
-        _check_distinct(sweep, planned)
+        listed = [replace(item, cell=labelled[item.cell.index]) for item in listed]
+        beside = _resolve_all(sweep, cells[-len(added) :], resolve, root, track)
+    planned = first_of_each_run([*listed, *beside])
+    _check_distinct(sweep, planned)
     return _share_trunks(planned)
 
 
@@ -117,8 +122,9 @@ def settled_search(sweep: Sweep, resolve: Resolve, root: Path | None) -> Sweep:
     return sweep
 
 
-def _first_of_each_run(planned: Sequence[PlannedCell]) -> list[PlannedCell]:
-    """Two draws of a search may differ in what changes nothing; nobody can take one of them out of the file."""
+def first_of_each_run(planned: Sequence[PlannedCell]) -> list[PlannedCell]:
+    """Two draws of a search may differ in what changes nothing, and nobody can take one of them out of the file; a cell that
+    was added may have come into the grid since."""
     first: dict[str, PlannedCell] = {}
     for item in planned:
         first.setdefault(item.run.run_id, item)

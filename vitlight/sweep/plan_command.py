@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from vitlight.errors import InputError
 from vitlight.messages import say
+from vitlight.sweep.known_plan import add_place_arguments, check_directory, load_place
 
 if TYPE_CHECKING:
     from vitlight.sweep.budget import Budget
@@ -60,11 +61,8 @@ def add_plan_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def add_file_arguments(parser: argparse.ArgumentParser) -> None:
-    """The sweep file and the folder of its runs, which every action has."""
-    parser.add_argument("file", metavar="FILE", help="sweep file, for example sweeps/quickstart.yaml")
-    parser.add_argument(
-        "--root", type=Path, metavar="DIR", help="folder of all runs (default: the experiment's run.root)"
-    )
+    """Where the sweep is, and the seed of its search."""
+    add_place_arguments(parser)
     parser.add_argument(
         "--search-seed",
         type=int,
@@ -76,9 +74,11 @@ def add_file_arguments(parser: argparse.ArgumentParser) -> None:
 def plan_command(args: argparse.Namespace) -> int:
     """Print the cells of the sweep with their cost; 1 where some don't fit the memory, else 0. InputError where one is
     invalid."""
+    from vitlight.sweep.added import ADDED, read_added
     from vitlight.sweep.budget import parse_budget
     from vitlight.sweep.forecast import forecast
     from vitlight.sweep.given_rates import parse_rate
+    from vitlight.sweep.plan import sweep_directory
     from vitlight.sweep.plan_table import print_forecast, rows_of
 
     _check_options(args)
@@ -87,6 +87,11 @@ def plan_command(args: argparse.Namespace) -> int:
     sweep, planned = load_plan(args)
     if sweep.search is not None and (args.out is not None or args.budget_by == "scale"):
         raise InputError(f"{sweep.path} is a search, of which no smaller one can be written; lower its run_cap")
+    if args.out is not None and read_added(sweep_directory(planned)):
+        raise InputError(
+            f"--out {args.out}: {sweep_directory(planned) / ADDED} adds its cells to any file named {sweep.name}, whatever "
+            f"the budget; put them into {sweep.path} and remove it"
+        )
     rates = replace(_measured(args, planned), given=given)
     result = forecast(planned, rates, _memory_bytes(args), budget if args.budget_by != "scale" else None)
     if args.json:
@@ -106,10 +111,10 @@ def plan_command(args: argparse.Namespace) -> int:
 
 
 def load_plan(args: argparse.Namespace) -> tuple[Sweep, list[PlannedCell]]:
-    """Load the file and resolve its cells, with a bar over them in a terminal. On stderr every invalid cell is named, and
-    that the runs lie under another name than the sweep's, as they do after its file was copied and one of two changed."""
+    """Load the file and resolve its cells, with a bar over them in a terminal; `args.root` becomes the folder of the runs
+    where that was said, or their directory was named. On stderr every invalid cell is named, and that the runs lie under
+    another name than the sweep's, as they do after its file was copied and one of two changed."""
     from vitlight.sweep.plan import InvalidCells, plan_sweep, sweep_directory
-    from vitlight.sweep.space import load_sweep
 
     def track(cells: Sequence[Cell]) -> Iterable[Cell]:
         from rich.console import Console
@@ -118,7 +123,7 @@ def load_plan(args: argparse.Namespace) -> tuple[Sweep, list[PlannedCell]]:
         console = Console(stderr=True)
         return track(cells, "checking cells", console=console, transient=True, disable=not console.is_terminal)
 
-    sweep = load_sweep(args.file, args.search_seed)
+    sweep, args.root, named = load_place(args)
     try:
         planned = plan_sweep(sweep, root=args.root, track=track)
     except InvalidCells as error:
@@ -126,6 +131,7 @@ def load_plan(args: argparse.Namespace) -> tuple[Sweep, list[PlannedCell]]:
             say(f"invalid cell {cell.index} ({cell.label}): {reason}")
         raise
     directory = sweep_directory(planned)
+    check_directory(named, directory)
     if directory.name != sweep.name:
         say(
             f"{sweep.path}: its name is {sweep.name}, and its runs go to {directory}, as --run.name of its command says"

@@ -20,7 +20,7 @@ from typing import Any
 
 from vitlight.errors import InputError
 from vitlight.sweep.added import read_added
-from vitlight.sweep.plan import PlannedCell, RecordedRun, complete_args, sweep_directory
+from vitlight.sweep.plan import PlannedCell, RecordedRun, complete_args, first_of_each_run, sweep_directory
 from vitlight.sweep.search_journal import settled
 from vitlight.sweep.space import Cell, Sweep
 from vitlight.sweep.whole_files import replace_whole
@@ -67,11 +67,13 @@ def recorded_plan(
             return None
         if is_checked and not (content["directory"] == str(directory) and _is_current(content)):
             return None
-        return [
-            PlannedCell(cell, complete_args(sweep, cell, root), _run(values, directory), values["own_train_flops"])
-            for cell in cells
-            for values in [content["cells"][_key(cell)]]
-        ]
+        return first_of_each_run(
+            [
+                PlannedCell(cell, complete_args(sweep, cell, root), _run(values, directory), values["own_train_flops"])
+                for cell in cells
+                for values in [content["cells"][_key(cell)]]
+            ]
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitlight.errors import InputError
-from vitlight.sweep.budget import SEED, seed_groups
+from vitlight.sweep.budget import SEED
 from vitlight.sweep.space import CONFIG, flattened
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ def write_sweep(path: Path, sweep: Sweep, parameters: Mapping[str, Mapping[str, 
         **({"program": sweep.program} if sweep.program is not None else {}),
         "method": "grid",
         **({"metric": dict(sweep.metric)} if sweep.metric is not None else {}),
+        **({"run_cap": sweep.run_cap} if sweep.run_cap is not None else {}),
+        **({"early_terminate": dict(sweep.early_terminate)} if sweep.early_terminate is not None else {}),
         "command": list(sweep.command),
         "parameters": {name: dict(spec) for name, spec in parameters.items()},
     }
@@ -43,7 +46,7 @@ def write_sweep(path: Path, sweep: Sweep, parameters: Mapping[str, Mapping[str, 
 
 def kept_parameters(sweep: Sweep, kept: Sequence[PlannedCell]) -> dict[str, dict[str, Any]]:
     """Parameters whose grid is these cells and no other: shorter lists where they make a grid, else one `config` axis whose
-    values are what the cells have besides their seed."""
+    values are what the cells have besides their seed, or with it, where not all have the same seeds."""
     axes = {
         name: [value for value in values if any(item.cell.parameters[name] == value for item in kept)]
         for name, values in sweep.parameters.items()
@@ -56,11 +59,13 @@ def kept_parameters(sweep: Sweep, kept: Sequence[PlannedCell]) -> dict[str, dict
         name for name, values in sweep.parameters.items() if len(values) == 1 and not isinstance(values[0], Mapping)
     }
     fixed -= {CONFIG}
-    groups = [group[0].cell.parameters for group in seed_groups(kept)]
-    apart = fixed | {SEED}
-    coupled = [_as_config({name: value for name, value in cell.items() if name not in apart}) for cell in groups]
-    others = {name: _spec(values) for name, values in axes.items() if name in apart}
-    return {CONFIG: {"values": coupled}, **others}
+    for apart in (fixed | {SEED}, fixed):
+        coupled = {_key(rest): rest for item in kept for rest in [_without(apart, item.cell.parameters)]}
+        others = {name: values for name, values in axes.items() if name in apart}
+        if len(coupled) * math.prod(map(len, others.values())) == len(combinations):
+            break
+    configs = [_as_config(rest) for rest in coupled.values()]
+    return {CONFIG: {"values": configs}, **{name: _spec(values) for name, values in others.items()}}
 
 
 def scaled_parameters(sweep: Sweep, planned: Sequence[PlannedCell], factor: float) -> dict[str, dict[str, Any]]:
@@ -92,6 +97,10 @@ def _spec(values: Sequence[Any]) -> dict[str, Any]:
 
 def _key(parameters: Mapping[str, Any]) -> str:
     return repr(sorted(parameters.items(), key=lambda pair: pair[0]))
+
+
+def _without(names: Container[str], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in parameters.items() if name not in names}
 
 
 def _as_config(parameters: Mapping[str, Any]) -> dict[str, Any]:

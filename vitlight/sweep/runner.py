@@ -208,13 +208,8 @@ class _Runner:
         return True
 
     def _say_silent(self, planned: PlannedCell) -> None:
-        lease = self._claims.leases.silent(claim_path(planned))
-        if lease is not None:
-            self._say_once(
-                f"silent   {planned.cell.label}  {planned.run.run_id}  {lease.host}, which has it, gives no sign of life; "
-                f"taken over after {lease.silence_seconds:g} s",
-                str(lease.path),
-            )
+        if (text := self._claims.new_silence(claim_path(planned))) is not None:
+            self._progress.say(f"silent   {planned.cell.label}  {planned.run.run_id}  {text}")
 
     def _say_once(self, text: str, key: str) -> None:
         if key not in self._said:

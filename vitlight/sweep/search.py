@@ -52,12 +52,12 @@ class Search:
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 
     def suggestions(self) -> list[Suggestion]:
-        """Of a random search all; of a Bayesian one those made so far, the first two where nobody has looked."""
+        """Of a random search all; of a Bayesian one those made so far, and the first two in any case."""
         if self.method == "random":
             return [Suggestion(index, parameters) for index, parameters in enumerate(self._distinct_draws())]
-        if self.suggested is not None:
-            return list(self.suggested)
-        return [self.blind(index) for index in range(min(NUM_BLIND, self.run_cap))]
+        made = {each.index: each for each in self.suggested or ()}
+        missing = [self.blind(index) for index in range(min(NUM_BLIND, self.run_cap)) if index not in made]
+        return sorted([*made.values(), *missing], key=lambda each: each.index)
 
     def blind(self, index: int) -> Suggestion:
         """What a Bayesian search suggests as long as it knows no result."""

@@ -18,7 +18,7 @@ from typing import Any
 from vitlight.errors import InputError
 from vitlight.sweep.search_space import Spec
 
-__all__ = ["Observed", "draw", "ended_early", "suggest"]
+__all__ = ["Observed", "draw", "ended_early", "require_engine", "suggest"]
 
 _DIGITS = 6  # of a drawn number, so that it can be read and written again
 
@@ -104,6 +104,11 @@ def _run(cell: Observed, metric: str) -> Any:
         sampledHistory=[{metric: value} for value in cell.history],
         summaryMetrics={} if cell.last is None else {metric: cell.last},
     )
+
+
+def require_engine() -> None:
+    """InputError where the engine, or what it needs, isn't installed."""
+    _engine("hyperband_stopping")
 
 
 def _engine(module: str) -> Any:

@@ -32,7 +32,7 @@ _VALUES: dict[str, tuple[str, type, str]] = {
     ),
     "cpus_per_task": ("C", int, "cores of each process"),
     "mem": ("M", str, "memory of a node, for example 64G"),
-    "max_parallel": ("K", int, "jobs at a time, of each shape of cells (default: as many as Slurm starts)"),
+    "max_parallel": ("K", int, "jobs at a time, with --detach in each array (default: as many as Slurm starts)"),
 }
 _LISTS = {
     "setup": ("LINE", "a line of shell before the run, such as 'module load cuda'; may be repeated"),
@@ -40,7 +40,7 @@ _LISTS = {
 }
 _SWITCHES = {
     "dry_run": "print the job scripts, and submit nothing",
-    "detach": "submit the jobs and leave; the same command without it waits for them",
+    "detach": "submit the jobs and leave, without cells that begin where others end; the same command without it waits",
 }
 
 

@@ -12,11 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitlight.sweep.claims import Attempts, Claim, Claims, is_claimed
+from vitlight.sweep.claims import Attempts, Claim, Claims
 from vitlight.sweep.guide import Guide
 from vitlight.sweep.job_records import JobRecord, job_path, read_job, remove_job, write_job
 from vitlight.sweep.outcomes import SweepOutcome, is_finished
-from vitlight.sweep.plan import PlannedCell, awaits_trunk, sweep_directory
+from vitlight.sweep.plan import PlannedCell, awaits_trunk, number_ranges, sweep_directory
 from vitlight.sweep.progress import SweepProgress
 from vitlight.sweep.requests import Requests
 from vitlight.sweep.slurm_queue import JobState, SlurmQueue
@@ -45,7 +45,8 @@ def run_on_slurm(
     console: Console | None = None,
     guide: Guide | None = None,
 ) -> SweepOutcome:
-    """Submit every cell that has no result and is with nobody, and wait for the end of all; `detach`: don't wait.
+    """Submit every cell that has no result and is with nobody, and wait for the end of all; `detach`: don't wait, and leave
+    those that begin where others end to the next call.
 
     The signals that stop `run_sweep` stop the waiting alone: the jobs go on, and the next call adopts them.
     InputError: as in `run_planned`; Slurm can't be reached, or sbatch refuses.
@@ -54,9 +55,9 @@ def run_on_slurm(
     with stop_signals() as stop, SweepProgress(planned, finished, console) as progress, Claims() as claims:
         requests = Requests(sweep_directory(planned))
         runner = _SlurmRunner(
-            Tally(planned, finished, progress), submitter, queue, progress, stop, claims, requests, guide
+            Tally(planned, finished, progress), submitter, queue, progress, stop, claims, requests, guide, detach
         )
-        return runner.run(poll_seconds, detach)
+        return runner.run(poll_seconds)
 
 
 class _SlurmRunner:
@@ -70,18 +71,19 @@ class _SlurmRunner:
         claims: Claims,
         requests: Requests,
         guide: Guide | None,
+        detach: bool,
     ) -> None:
         self._tally, self._submitter, self._queue = tally, submitter, queue
         self._progress, self._stop, self._claims, self._requests = progress, stop, claims, requests
         self._is_asked = False  # to stop altogether
-        self._guide = guide
+        self._guide, self._detach = guide, detach
         self._open = list(tally.unfinished)
         self._states: dict[str, str] = {}  # run id -> what was last said of its job
         self._num_submissions: dict[str, int] = {}
         self._ended_once: set[str] = set()
         self._trouble: str | None = None
 
-    def run(self, poll_seconds: float, detach: bool) -> SweepOutcome:
+    def run(self, poll_seconds: float) -> SweepOutcome:
         next_scan = 0.0
         while self._open and not self._stop.signums:
             if time.monotonic() >= next_scan:
@@ -89,7 +91,8 @@ class _SlurmRunner:
                 if self._is_asked:
                     break
                 self._scan()
-                if detach:
+                if self._detach:
+                    self._say_left_out()
                     break
                 next_scan = time.monotonic() + poll_seconds
             self._progress.tick()
@@ -124,7 +127,7 @@ class _SlurmRunner:
             elif self._tally.has_failed_since(planned):
                 self._open.remove(planned)
                 self._tally.fail(planned, self._tally.failure_reason(planned), ours=planned.run.run_id in self._states)
-            elif not awaits_trunk(planned, self._open) and not is_claimed(claim_path(planned)):
+            elif not awaits_trunk(planned, self._open):
                 wanted.append(planned)
         self._claims.check_keeper()
         if self._guide is not None:
@@ -195,14 +198,21 @@ class _SlurmRunner:
         return (state.asks_for_another_try or record.job is None) and num_submissions < MAX_SUBMISSIONS
 
     def _submit(self, array: Sequence[PlannedCell]) -> None:
-        """One array of the cells whose claims can be had, and that are still nobody's."""
-        held: list[tuple[PlannedCell, Claim]] = []
+        """One array of the cells whose claims can be had, and that are still nobody's, as many as there is room for."""
+        held: list[Claim] = []
+        free: list[PlannedCell] = []
+        room = self._room()
         try:
             for planned in array:
+                if len(free) == room:
+                    break
                 claim = self._take(planned)
-                if claim is not None:
-                    held.append((planned, claim))
-            free = [planned for planned, _ in held if self._is_free(planned)]
+                if claim is None:
+                    self._say_silent(planned)
+                    continue
+                held.append(claim)
+                if self._is_free(planned):
+                    free.append(planned)
             if not free:
                 return
             numbers = self._submitter.submit(free)
@@ -211,8 +221,17 @@ class _SlurmRunner:
                 self._states[run_id] = "queued"
             self._progress.submitted(free, numbers[0] if len(free) == 1 else f"{numbers[0]} to {numbers[-1]}")
         finally:
-            for _, claim in held:
+            for claim in held:
                 claim.release()
+
+    def _room(self) -> int | None:
+        """How many cells may be submitted now; None: any number. Slurm bounds the jobs of one array, so that it gets a whole
+        one while it has nothing else of this sweep, and as many more as are missing while it has fewer than that. Whoever
+        detaches is not there to do so."""
+        num_with_slurm = sum(job_path(item).exists() for item in self._open)
+        if self._submitter.max_parallel is None or self._detach or not num_with_slurm:
+            return None
+        return max(0, self._submitter.max_parallel - num_with_slurm)
 
     def _is_free(self, planned: PlannedCell) -> bool:
         is_with_slurm = job_path(planned).exists()
@@ -228,6 +247,20 @@ class _SlurmRunner:
         if self._states.get(run_id) != state:
             self._progress.with_slurm(planned, state, detail)
             self._states[run_id] = state
+
+    def _say_left_out(self) -> None:
+        """Of the cells that `detach` doesn't submit."""
+        left = [item for item in self._open if not job_path(item).exists() and awaits_trunk(item, self._open)]
+        if left:
+            named = ("cells " if len(left) > 1 else "cell ") + number_ranges(sorted(item.cell.index for item in left))
+            self._progress.say(
+                f"not submitted: {named}, to begin where shorter cells of the trunk end; the same command submits what is "
+                "left once those have ended"
+            )
+
+    def _say_silent(self, planned: PlannedCell) -> None:
+        if (text := self._claims.new_silence(claim_path(planned))) is not None:
+            self._progress.say(f"silent   {planned.cell.label}  {planned.run.run_id}  {text}")
 
     def _say_trouble(self) -> None:
         if self._queue.trouble != self._trouble:

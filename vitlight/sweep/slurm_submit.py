@@ -80,6 +80,7 @@ class SlurmSubmitter:
             raise InputError("--slurm needs submitit; pip install 'vitlight[slurm]'") from None
         self._options, self._queue, self._command = options, queue, tuple(command)
         self._directory = sweep_directory(planned).absolute()
+        self.max_parallel = options.max_parallel
         self.shapes = {
             item.run.run_id: cell_shape(item, options.nodes_per_cell, options.gpus_per_node) for item in planned
         }

@@ -135,16 +135,17 @@ def flattened(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def load_sweep(path: str | Path, search_seed: int | None = None) -> Sweep:
+def load_sweep(path: str | Path, search_seed: int | None = None, name: str | None = None) -> Sweep:
     """The sweep that a YAML file describes, checked as far as can be without the experiment's settings.
 
-    search_seed: of the random numbers of a search; None: the one that its directory has, or 0.
+    search_seed: of the random numbers of a search; None: the one that its directory has, or 0. name: where the file has
+    none; None: the file's own.
     InputError: no such file, not YAML, unknown keys, an unknown method, null or duplicate values, a command that
     is not `vitlight fit`.
     """
     path = Path(path)
     try:
-        sweep = _sweep_from(_read_yaml(path), path, search_seed)
+        sweep = _sweep_from({"name": name or path.stem} | _read_yaml(path), path, search_seed)
         sweep.cells()
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
@@ -185,7 +186,7 @@ def _sweep_from(content: dict[Any, Any], path: Path, search_seed: int | None) ->
         raise InputError(
             f"method is {method!r}; it is one of {', '.join(METHODS)}; a grid lists the values of each axis"
         )
-    name = content.get("name", path.stem)
+    name = content["name"]
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise InputError(f"name is {name!r}; it names a folder: letters, digits, '.', '_' and '-', no space or slash")
     program = content.get("program")

@@ -105,8 +105,8 @@ def _floating(state: Any) -> list[Tensor]:
 
 def _check_evaluation(trainer: pl.Trainer, module: pl.LightningModule, split: str) -> None:
     assert isinstance(module, ImageClassifier)
-    result = module.results[split]
-    if bad := result["num_nonfinite"]:
+    result = module.results.get(split)  # of a test of evaluation sets alone there is none
+    if result is not None and (bad := result["num_nonfinite"]):
         raise Diverged(
             f"of the {result['num_images']} {split} images, {bad} have logits or a loss that is not finite at step "
             f"{trainer.global_step}",

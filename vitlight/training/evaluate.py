@@ -7,7 +7,7 @@ from vitlight.errors import InputError
 from vitlight.models.position_grid import keep_position_grid
 from vitlight.training.experiment import ExperimentCLI
 from vitlight.training.found_run import find_checkpoint, read_experiment, run_of
-from vitlight.training.record import RunDirectory
+from vitlight.training.record import RunDirectory, finite_or_none
 from vitlight.training.trainer import build_trainer
 
 __all__ = ["evaluate"]
@@ -40,7 +40,8 @@ def evaluate(cli: ExperimentCLI) -> int:
     run(model, datamodule=data, ckpt_path=checkpoint, verbose=False, weights_only=True)
     if trainer.is_global_zero:
         for result in [*({"split": split, **counts} for counts in model.results.values()), *model.set_scores.results]:
-            print(json.dumps({"checkpoint": str(checkpoint), **result}))
+            plain = {name: finite_or_none(value) for name, value in result.items()}
+            print(json.dumps({"checkpoint": str(checkpoint), **plain}, allow_nan=False))
         evaluated = RunDirectory(checkpoint.absolute().parent.parent)
         if evaluated.experiment_path.is_file():
             model.set_scores.keep(evaluated.path)

@@ -59,9 +59,9 @@ class FrozenFeatures(pl.Callback):
         if not is_step_end(trainer, batch_idx) or not self.is_due(trainer.global_step, size, pl_module.horizon_steps):
             return
         account = self.record.ledger.enter(EVALUATION)
-        trainer.strategy.on_validation_start()
         if self.average is not None:
             self.average.on_validation_start(trainer, pl_module)
+        trainer.strategy.on_validation_start()  # after it, as in an evaluation: rank 0's averaged statistics are for all
         try:
             row = self._measure(trainer, pl_module)
         finally:

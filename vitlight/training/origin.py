@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from vitlight.cost import train_flops
 from vitlight.errors import InputError
+from vitlight.json_lines import read_rows
 from vitlight.messages import say
 from vitlight.training.callbacks import Record, is_step_end
 from vitlight.training.checkpoint import link_checkpoint, newest_checkpoint, write_atomically
@@ -132,11 +133,16 @@ def _begin(run: RunDirectory, checkpoints: Path, origin: Origin, record: Path | 
 
 
 def _take_over(source: Path, checkpoint: Path, target: Path, checkpoints: Path) -> None:
-    """The record in `source` into `target`, and a checkpoint into `checkpoints`. The record may be longer than what the
-    checkpoint remembers: whoever resumes cuts it back."""
+    """The record in `source` into `target`, with the pictures that its rows name, and a checkpoint into `checkpoints`. The
+    record may be longer than what the checkpoint remembers: whoever resumes cuts it back."""
     for name in ("metrics.jsonl", "skipped.jsonl"):
         if (source / name).exists():
             shutil.copyfile(source / name, target / name)
+    for row in read_rows(target / "metrics.jsonl"):
+        for figure in row.get("figures", {}).values():
+            if (source / figure).is_file():
+                (target / figure).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source / figure, target / figure)
     link_checkpoint(checkpoint, checkpoints)
 
 

@@ -18,10 +18,10 @@ from vitlight.messages import say
 from vitlight.training.checkpoint import flush_to_disk, write_atomically
 from vitlight.training.locks import take_lock
 
-__all__ = ["RunDirectory", "code_commit", "package_versions"]
+__all__ = ["RunDirectory", "code_commit", "finite_or_none", "package_versions"]
 
 
-def _finite(value: Any) -> Any:
+def finite_or_none(value: Any) -> Any:
     """NaN and infinity become null: JSON has no such numbers."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
@@ -71,7 +71,7 @@ class RunDirectory:
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add one row to metrics.jsonl."""
-        line = json.dumps({name: _finite(value) for name, value in row.items()}, allow_nan=False)
+        line = json.dumps({name: finite_or_none(value) for name, value in row.items()}, allow_nan=False)
         with self.metrics_path.open("a") as file:
             file.write(line + "\n")
 
@@ -121,7 +121,7 @@ class RunDirectory:
         return json.loads(self.result_path.read_text()) if self.result_path.exists() else None
 
     def write_result(self, result: Mapping[str, Any]) -> None:
-        plain = {name: _finite(value) for name, value in result.items()}
+        plain = {name: finite_or_none(value) for name, value in result.items()}
         write_atomically(self.result_path, json.dumps(plain, indent=1, allow_nan=False) + "\n")
 
 

@@ -51,6 +51,7 @@ def build_result(
     final = results.get("test") or results.get("val") or {}
     val = results.get("val", {})
     seconds = record.device_seconds / trainer.world_size
+    has_few_shot = status == "done" and attempt.settings.few_shot_every is not None
     return {
         "schema": 1,
         "run_id": resolved.run_id,
@@ -84,7 +85,7 @@ def build_result(
         **{name: final.get(name) for name in ("top1", "top5", "loss", "top1_count")},
         "mean_class_top1": None if data.is_multi_label else final.get("mean_class_top1"),
         **{f"val_{name}": val.get(name) for name in ("top1", "top5", "loss")},
-        **(last_few_shot(attempt.run, trainer.global_step) if attempt.settings.few_shot_every is not None else {}),
+        **(last_few_shot(attempt.run, trainer.global_step) if has_few_shot else {}),
         "weights_digest": settings.model.weights_digest,
         "lr": settings.model.optimizer.lr,
         "weight_decay": settings.model.optimizer.weight_decay,

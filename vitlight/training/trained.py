@@ -22,7 +22,7 @@ from vitlight.models.position_grid import keep_position_grid
 from vitlight.models.preprocessing import usual_preprocessing
 from vitlight.models.weight_files import read_state
 from vitlight.models.weight_sizes import sizes_in
-from vitlight.models.weights import LoadReport, load_weights
+from vitlight.models.weights import LoadReport, has_classifier, load_weights
 from vitlight.training.found_run import (
     Which,
     checkpoint_digest,
@@ -48,7 +48,8 @@ class TrainedModel:
     with beside arch, sizes and classes. mean, std: per channel, of pixels in [0, 1]. crop_fraction: the evaluation view is
     `data.decode.resize_and_centre(pixels, image_size, crop_fraction)`. class_names: where they are known. source: one line
     for people. digest: of the file of weights, or the checkpoint. run: the run directory, where there is one. loss: what the
-    classifier was trained with; where it begins with "sigmoid" each class has a probability of its own.
+    classifier was trained with; where it begins with "sigmoid" each class has a probability of its own. has_classifier:
+    False where the weights came without one; the network's is then as it was built, and num_classes says nothing of them.
     """
 
     network: nn.Module
@@ -66,6 +67,7 @@ class TrainedModel:
     run: Path | None = None
     loss: str = "softmax"
     memory_format: torch.memory_format = torch.preserve_format
+    has_classifier: bool = True
     settings: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """The run's whole experiment.yaml; {} for weights of elsewhere."""
 
@@ -74,9 +76,21 @@ class TrainedModel:
         mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
         return normalized(images, mean, std).to(memory_format=self.memory_format)
 
+    def check_classifier(self) -> None:
+        """InputError for weights that came without a classifier, whose logits would say nothing."""
+        if not self.has_classifier:
+            raise InputError(
+                f"{self.source.partition(',')[0]}: these weights have no classifier; `vitlight probe` measures their "
+                f"features, and `vitlight fit --model.weights=... --model.weights_head=fresh` trains one on them"
+            )
+
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
-        """Class logits, float32 (B, K), for uint8 pixels (B, C, image_size, image_size) on the network's device."""
+        """Class logits, float32 (B, K), for uint8 pixels (B, C, image_size, image_size) on the network's device.
+
+        InputError as `check_classifier`.
+        """
+        self.check_classifier()
         logits: Tensor = self.network(self.normalize(images))
         return logits
 
@@ -116,8 +130,8 @@ def load_trained(
     or, with `arch`, a file of weights, a URL or `hf-hub:ORG/NAME` (`model_options` and `layout` as in `fit`).
 
     With another `image_size` than it was trained at, position embeddings and relative biases are resized, fixed embeddings
-    of a run are those of its grid, and the line `source` says so. Loading draws no random numbers of the caller's. Raises
-    InputError for what doesn't exist, what can't be read and what doesn't fit.
+    of a run are those of its grid, and the line `source` says so, as it does of weights with no classifier. Loading draws no
+    random numbers of the caller's. Raises InputError for what doesn't exist, what can't be read and what doesn't fit.
     """
     text = str(source)
     options = dict(model_options or {})
@@ -219,24 +233,31 @@ def _of_weights(
     layout: str,
     timm_name: str | None,
 ) -> TrainedModel:
+    if timm_name is None and source.startswith("hf-hub:timm/"):
+        timm_name = source.removeprefix("hf-hub:timm/").partition("@")[0].partition("/")[0]
     file = locate_weights(source)
     state = read_state(file)
     try:
-        sizes = sizes_in(state, layout, arch, options)
+        how = usual_preprocessing(arch, timm_name)
+        sizes = sizes_in(state, layout, arch, options, how.image_size)
     except InputError as error:
         raise InputError(f"{shown(source)}: {error}") from error
     trained_size = sizes["image_size"]
     size = trained_size if image_size is None else image_size
     classes = num_classes if num_classes is not None else sizes.get("num_classes", 1000)
     channels = sizes.get("in_channels", 3)
-    network, report = _loaded(arch, classes, size, channels, options, state, layout, shown(source))
-    if timm_name is None and source.startswith("hf-hub:timm/"):
-        timm_name = source.removeprefix("hf-hub:timm/").partition("@")[0].partition("/")[0]
-    how = usual_preprocessing(arch, timm_name).for_channels(channels)
+    network, report = _loaded(
+        arch, classes, size, channels, options, state, layout, shown(source), may_lack_classifier=True
+    )
+    how = how.for_channels(channels)
     digest = weights_digest(str(file), None, file.parent)
-    said = [f"{shown(source)}: {arch} in {report.layout}'s layout", *_other_size(report, network, trained_size, size)]
+    said = [f"{shown(source)}: {arch} in {report.layout}'s layout"]
+    if report.fresh:
+        said.append("no classifier" + (f", {len(report.ignored)} tensors ignored" if report.ignored else ""))
+    said += _other_size(report, network, trained_size, size)
     mean, std = (" ".join(f"{value:g}" for value in dict.fromkeys(values)) for values in (how.mean, how.std))
     said.append(f"normalised with mean {mean} and std {std}, crop {how.crop_fraction:g} ({how.whose})")
+    said += how.unlike
     memory_format = choose_memory_format("auto", network, "cpu", "32-true")
     return TrainedModel(
         network=network.to(memory_format=memory_format),  # type: ignore[call-overload]
@@ -252,6 +273,7 @@ def _of_weights(
         source=", ".join([*said, f"digest {digest[:12]}"]),
         digest=digest,
         memory_format=memory_format,
+        has_classifier=not report.fresh,
     )
 
 
@@ -264,11 +286,13 @@ def _loaded(
     state: dict[str, Tensor],
     layout: str,
     shown_source: object,
+    may_lack_classifier: bool = False,
 ) -> tuple[nn.Module, LoadReport]:
     with torch.random.fork_rng(devices=[]):  # the initial weights are drawn, and lost
         network = build_model(arch, num_classes, image_size, in_channels=in_channels, **options)
     try:
-        report = load_weights(network, state, layout)
+        is_fresh = may_lack_classifier and not has_classifier(network, state, layout)
+        report = load_weights(network, state, layout, "fresh" if is_fresh else "load")
     except InputError as error:
         raise InputError(f"{shown_source}: {error}") from error
     return network.eval().requires_grad_(False), report

@@ -104,7 +104,7 @@ class _Projection:
         self.path = Path(settings["metrics_path"])
         self.offset = self.line = self.num_rows = 0
         self.first_line = 0  # those before it, W&B has
-        self.failed = False
+        self.failed = self.lacks_pictures = False
         self.said = _Said()
         self.defined = {_SAMPLES, _FLOPS}
 
@@ -178,8 +178,10 @@ class _Projection:
         import wandb
 
         paths = {name: self.path.parent / file for name, file in figures.items()}
-        if missing := [path for path in paths.values() if not path.is_file()]:
-            self._report_problem(f"{missing[0]} is gone")
+        for path in paths.values():
+            if not path.is_file() and not self.lacks_pictures:
+                self.lacks_pictures = True
+                say(f"vitlight: W&B gets no picture of {path}: it is gone")
         return {name: wandb.Image(str(path)) for name, path in paths.items() if path.is_file()}
 
     def close(self, finish: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from tests.analysis.insight.looks import look
+from tests.reference_libraries import reference
 from vitlight.analysis.insight import inspect_network, write_insight
 from vitlight.analysis.insight.numbers import scalars
 from vitlight.errors import InputError
@@ -84,6 +85,16 @@ def test_layers_and_heads_are_chosen_and_rollout_is_left_out_for_it() -> None:
             "resnet_nano1 has no attention that can be read: leave attention out",
         ),
         ("vit_nano1", {"only": ["biases"]}, "vit_nano1 has no relative biases: leave biases out of --only"),
+        (
+            "resnet_nano1",
+            {"only": ["biases", "positions"]},
+            "resnet_nano1 has no position embedding and no relative biases: leave positions and biases out of --only",
+        ),
+        (
+            "resnet_nano1",
+            {"only": ["attention", "filters"], "layers": [0]},
+            "--layers chooses among attention, and resnet_nano1 has no attention",
+        ),
         ("vit_nano1", {"only": ["filter"]}, "--only: 'filter' is none of attention, filters, positions, biases"),
         ("resnet_nano1", {"layers": [0]}, "--layers chooses among attention, and resnet_nano1 has no attention"),
         ("vit_nano1", {"only": ["filters"], "heads": [0]}, "--heads chooses among attention, and --only leaves"),
@@ -94,6 +105,51 @@ def test_what_is_not_there_gets_one_clear_line(arch: str, options: dict[str, obj
     with pytest.raises(InputError) as caught:
         look(arch, **options)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arch", "missing"),
+    [
+        ("vit_nano1", ("vit_nano1 has no relative biases.",)),
+        ("coatnet_nano1", ("coatnet_nano1 has no position embedding.",)),
+        ("resnet_nano1", ("resnet_nano1 has no position embedding.", "resnet_nano1 has no relative biases.")),
+    ],
+)
+def test_parts_that_are_asked_for_and_not_there_are_said_where_others_are(arch: str, missing: tuple[str, ...]) -> None:
+    insight = look(arch, only=["filters", "positions", "biases"])
+    assert insight.missing == missing and insight.filters is not None
+    assert (insight.similarity is None, not insight.biases) == ("position" in str(missing), "biases" in str(missing))
+    assert insight.attention is None and not insight.fields
+
+
+def test_stages_that_give_no_map_are_said() -> None:
+    reference("timm")
+    sizes = {"depth": 1, "embed_dim": 24, "num_heads": 2}
+    network = build_model("timm:beit_base_patch16_224", image_size=32, options=sizes)
+    pixels = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    given = {"name": "a", "arch": "beit", "source": "a", "image_size": 32, "only": ["filters", "receptive_field"]}
+    insight = inspect_network(network, pixels.float(), pixels, **given)
+    assert insight.missing == ("beit has no stages whose receptive field can be measured.",) and not insight.fields
+
+
+def test_float64_is_of_the_host_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Apple's GPUs have none: what becomes float64 has come from the device before."""
+
+    class OnHost(torch.Tensor):
+        pass
+
+    def double(tensor: torch.Tensor) -> torch.Tensor:
+        assert isinstance(tensor, OnHost), "a tensor on the device becomes float64"
+        return tensor.to(torch.float64)
+
+    plain = look("vit_nano1")
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: tensor.detach().as_subclass(OnHost))
+    monkeypatch.setattr(torch.Tensor, "double", double)
+    insight = look("vit_nano1")
+    assert insight.attention is not None and plain.attention is not None
+    for one, other in zip(insight.attention.layers, plain.attention.layers, strict=True):
+        assert one.distance.tolist() == other.distance.tolist() and one.entropy.tolist() == other.entropy.tolist()
+    assert [field.radius_90 for field in insight.fields] == [field.radius_90 for field in plain.fields]
 
 
 def test_parts_that_need_images_say_so() -> None:

@@ -121,6 +121,30 @@ def test_timms_networks_have_the_stages_that_timm_names() -> None:
     assert fields[-1].label == "block 11" and bool((fields[-1].field > 0).all())
 
 
+def test_swins_maps_have_their_channels_last() -> None:
+    reference("timm")
+    sizes = {"embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4}
+    swin = awake(build_model("timm:swin_tiny_patch4_window7_224", image_size=64, options=sizes))
+    first, second = effective_receptive_fields(swin, images(64))
+    # Unit 8 of 16 is in the shifted window of units 6 to 9, and these are in the windows 4 to 7 and 8 to 11.
+    for seen in (first.field.sum(1), first.field.sum(0)):
+        assert seen.nonzero().flatten().tolist() == list(range(4 * 4, 12 * 4))
+    # The unit's own pixels, 32 to 35 and 32 to 39, have most of the field at initialisation.
+    for field, stride, middle in ((first, 4, 33.5), (second, 8, 35.5)):
+        assert field.stride == stride and field.centre == pytest.approx((middle, middle), abs=2)
+        assert abs(field.centre[0] - field.centre[1]) < 1
+        assert stride / 4 < field.radius_50 < 4 and field.radius_50 < field.radius_90 < 16
+
+
+def test_sams_shape_says_where_its_channels_are() -> None:
+    reference("timm")
+    sizes = {"embed_dim": 24, "depth": 2, "num_heads": 2, "neck_chans": 16, "window_size": 2}
+    sam = awake(build_model("timm:samvit_base_patch16", image_size=64, options=sizes))
+    for field in effective_receptive_fields(sam, images(64, 1)):  # unit 2 of 4 is in the window of units 2 and 3
+        for seen in (field.field.sum(1), field.field.sum(0)):
+            assert seen.nonzero().flatten().tolist() == list(range(32, 64))
+
+
 def test_a_disk_of_known_mass_has_its_radius() -> None:
     point = torch.zeros(9, 9)
     point[2, 6] = 3.0

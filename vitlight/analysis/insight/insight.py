@@ -99,11 +99,12 @@ def inspect_network(
     """Look into a network of `build_model`, which is left as it was.
 
     images: (B, C, S, S) as it takes them, on its device; pictures: the same as uint8 (B, C, S, S). None for neither, where
-    nothing that is asked for needs images. only: of SECTIONS; None for all that the network has. InputError: what is asked
-    for isn't there, or needs images.
+    nothing that is asked for needs images. only: of SECTIONS; None for all that the network has. InputError: nothing of what
+    is asked for is there, or it needs images.
     """
     wanted = _wanted(network, arch, only, layers, heads)
-    missing = [] if only is not None else [f"{arch} has no {_NAMES[each]}." for each in SECTIONS if each not in wanted]
+    asked = [each for each in SECTIONS if only is None or each in only]
+    missing = [f"{arch} has no {_NAMES[each]}." for each in asked if each not in wanted]
     if images is None and (needing := [each for each in wanted if each in NEEDS_IMAGES]):
         raise InputError(f"{' and '.join(needing)} need images: give --images, or name other parts with --only")
     shown = torch.empty(0) if images is None or pictures is None else _as_pictures(pictures[:num_shown])
@@ -114,7 +115,11 @@ def inspect_network(
             missing.append("Rollout goes through all layers and heads, and only some were asked for.")
     filters = first_filters(network) if "filters" in wanted else None
     table = position_embedding(network) if "positions" in wanted else None
-    fields = effective_receptive_fields(network, images) if "receptive_field" in wanted and images is not None else []
+    fields: list[ReceptiveField] = []
+    if "receptive_field" in wanted and images is not None:
+        fields = effective_receptive_fields(network, images)
+        if not fields:  # some of timm's stages give tokens, no map
+            missing.append(f"{arch} has no {_NAMES['receptive_field']}.")
     return Insight(
         name=name,
         arch=arch,
@@ -150,11 +155,14 @@ def _wanted(
     if only is not None and (unknown := [each for each in only if each not in SECTIONS]):
         raise InputError(f"--only: {unknown[0]!r} is none of {', '.join(SECTIONS)}")
     wanted = [each for each in SECTIONS if (only is None or each in only) and has[each]()]
-    if only is not None and (lacking := [each for each in SECTIONS if each in only and each not in wanted]):
-        raise InputError(f"{arch} has no {_NAMES[lacking[0]]}: leave {lacking[0]} out of --only")
+    if only is not None and not wanted:
+        lacking = [each for each in SECTIONS if each in only]
+        what = " and no ".join(_NAMES[each] for each in lacking)
+        raise InputError(f"{arch} has no {what}: leave {' and '.join(lacking)} out of --only")
     for setting, given in (("--layers", layers), ("--heads", heads)):
         if given is not None and "attention" not in wanted:
-            why = f"{arch} has no attention that can be read" if only is None else "--only leaves attention out"
+            is_asked = only is None or "attention" in only
+            why = f"{arch} has no {_NAMES['attention']}" if is_asked else "--only leaves attention out"
             raise InputError(f"{setting} chooses among attention, and {why}")
     return wanted
 
@@ -205,8 +213,8 @@ class _Study:
     def visit(self, index: int, place: slice, weights: Tensor) -> None:
         layer = self.reader.layers[index]
         prefix = layer.num_prefix
-        distance = attention_distance(weights, layer.grid, layer.stride, prefix).double().sum(0).cpu()
-        entropy = attention_entropy(weights).double().sum(0).cpu()
+        distance = attention_distance(weights, layer.grid, layer.stride, prefix).cpu().double().sum(0)
+        entropy = attention_entropy(weights).cpu().double().sum(0)  # on the host: Apple's GPUs have no float64
         self.distance[index] = self.distance.get(index, 0) + distance
         self.entropy[index] = self.entropy.get(index, 0) + entropy
         if shown := self._num_shown(place):

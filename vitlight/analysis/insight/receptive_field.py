@@ -33,7 +33,8 @@ _PART = 8  # images at once
 class Stage:
     """A module whose output is looked at. `stride`: pixels between neighbouring units; `grid`: rows and columns of them;
     depth: from 0, the image, to 1, the last stage, by the blocks before it. channels_last: its output is (B, H, W, D), or
-    (B, N, D) where `num_prefix` tokens (None for maps) come before the grid."""
+    (B, N, D) where `num_prefix` tokens (None for maps) come before the grid. num_channels: D, where an output that isn't
+    (B, D, H, W) shows only by its shape."""
 
     label: str
     module: nn.Module
@@ -42,6 +43,7 @@ class Stage:
     channels_last: bool = False
     num_prefix: int | None = None
     grid: tuple[int, int] | None = None
+    num_channels: int | None = None
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,13 @@ def _timm_stages(inner: Any) -> list[Stage]:
         return _token_stages(list(inner.blocks), stride, inner.num_prefix_tokens, grid)
     info = [entry for entry in getattr(inner, "feature_info", []) if isinstance(entry, dict)]
     entries = [entry for entry in info if entry.get("module") in named]
+    # Swin, MambaOut and others say so; of SAM and VOLO the shapes alone tell.
+    last = getattr(inner, "output_fmt", None) == "NHWC"
     return [
-        Stage(entry["module"], named[entry["module"]], entry["reduction"], (i + 1) / len(entries))
+        Stage(
+            *(entry["module"], named[entry["module"]], entry["reduction"], (i + 1) / len(entries), last),
+            num_channels=entry.get("num_chs"),
+        )
         for i, entry in enumerate(entries)
     ]
 
@@ -174,9 +181,9 @@ def _fields_of(network: nn.Module, looked_at: Sequence[Stage], images: Tensor) -
         if values is None:
             continue
         (gradient,) = torch.autograd.grad(values.sum(), images, retain_graph=True)
-        size = gradient.abs().sum(1).double()  # (B, H, W)
+        size = gradient.abs().sum(1).cpu().double()  # (B, H, W); on the host: Apple's GPUs have no float64
         size = size / size.sum((1, 2), keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
-        found[i] = size.sum(0).float().cpu()
+        found[i] = size.sum(0).float()
     return found
 
 
@@ -187,7 +194,8 @@ def _middle(output: Tensor, stage: Stage) -> Tensor | None:
         return output[:, stage.num_prefix + row * stage.grid[1] + column]
     if output.ndim != 4:
         return None
-    maps = output.permute(0, 3, 1, 2) if stage.channels_last else output
+    is_last = stage.channels_last or output.shape[1] != stage.num_channels == output.shape[3]
+    maps = output.permute(0, 3, 1, 2) if is_last else output
     return maps[:, :, maps.shape[2] // 2, maps.shape[3] // 2]
 
 
