@@ -153,6 +153,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=120_000, help="images of the first training")
     parser.add_argument("--finetune-samples", type=int, default=30_000, help="images of finetuning")
     parser.add_argument("--markdown", type=Path, help="a page whose part between the marks is replaced")
+    parser.add_argument("--mark", default="resolution", help="what these marks say")
     arguments = parser.parse_args()
     tables: dict[str, list[dict[str, float]]] = {}
     for seed in arguments.seeds:
@@ -162,7 +163,7 @@ def main() -> None:
     page = render(arguments, tables)
     print(page)
     if arguments.markdown:
-        write_measured(arguments.markdown, page, "resolution")
+        write_measured(arguments.markdown, page, arguments.mark)
 
 
 if __name__ == "__main__":
