@@ -155,6 +155,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of each rank")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path, help="a page whose part between the marks is replaced")
+    parser.add_argument("--mark", default="measured", help="what these marks say")
     arguments = parser.parse_args()
     preload()
     from vitlight.data.synthetic import synth
@@ -184,7 +185,7 @@ def main() -> None:
     page = render(report)
     print(page)
     if arguments.markdown:
-        write_measured(arguments.markdown, page)
+        write_measured(arguments.markdown, page, arguments.mark)
 
 
 if __name__ == "__main__":
