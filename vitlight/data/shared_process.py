@@ -1,6 +1,5 @@
 """Starts the process that is a shared loader, and holds on to it."""
 
-import contextlib
 import secrets
 import socket
 import subprocess
@@ -57,5 +56,7 @@ class LoaderProcess:
 
     def close(self) -> None:
         self._owner.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        try:
             self._process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.returncode = 0  # it goes on while somebody is attached: nothing to warn of
