@@ -1,12 +1,15 @@
 """Planned cells as plain values, and the results that they would leave."""
 
 import json
+import platform
 from pathlib import Path
 
 from jsonargparse import Namespace
 
+from vitlight.sweep.leases import LeaseWatch
 from vitlight.sweep.plan import PlannedCell
 from vitlight.sweep.space import Cell
+from vitlight.training.locks import Lock
 from vitlight.training.resolve import ResolvedRun
 
 __all__ = ["planned_cell", "write_done"]
@@ -72,3 +75,12 @@ def write_done(planned: PlannedCell, device_seconds: float, **values) -> None:
     }
     planned.run.run_dir.mkdir(parents=True, exist_ok=True)
     (planned.run.run_dir / "result.json").write_text(json.dumps(result))
+
+
+def leave_to_dead_host(claim: Path, monkeypatch) -> None:
+    """As if host gpu7 had taken the claim, and were gone: a lease with beats of 0.01 s of which none comes."""
+    claim.parent.mkdir(parents=True)
+    claim.touch()
+    with monkeypatch.context() as there:
+        there.setattr(platform, "node", lambda: "gpu7")
+        LeaseWatch(0.01).take(claim, Lock(-1, claim, "elsewhere"))

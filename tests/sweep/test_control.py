@@ -2,24 +2,23 @@
 
 import json
 import os
-import platform
 import signal
 
 import pytest
 
 from tests.sweep import fake_fit
 from tests.sweep.conftest import end
+from tests.sweep.planned_cells import leave_to_dead_host
 from vitlight.analysis.runs import find_run_dirs
 from vitlight.sweep import control, load_sweep, plan_sweep
 from vitlight.sweep.claims import Attempts, Claims, read_attempts
 from vitlight.sweep.control import ask_to_stop, clear, wait_until_ended
 from vitlight.sweep.job_records import JobRecord, job_path, read_job, write_job
-from vitlight.sweep.leases import LeaseWatch, newest_lease
+from vitlight.sweep.leases import newest_lease
 from vitlight.sweep.requests import write_request
 from vitlight.sweep.slurm_cell import SlurmCell
 from vitlight.sweep.slurm_queue import JobState, SlurmQueue
 from vitlight.sweep.status import cell_state, claim_path
-from vitlight.training.locks import Lock
 from vitlight.training.stop_file import StopFile
 
 
@@ -134,11 +133,7 @@ def test_a_run_that_had_just_begun_is_asked_again(planned_on, playground, claims
 def test_a_cell_of_a_dead_host_is_given_up_and_free(planned_on, playground, monkeypatch, capsys):
     planned, _ = planned_on("ok_1", "ok_2")
     path = claim_path(planned[0])
-    path.parent.mkdir(parents=True)
-    path.touch()
-    with monkeypatch.context() as there:
-        there.setattr(platform, "node", lambda: "gpu7")
-        LeaseWatch(0.01).take(path, Lock(-1, path, "elsewhere"))
+    leave_to_dead_host(path, monkeypatch)
     assert states(planned) == ["running", "waiting"]
     ended = []
     stopping = ask_to_stop(planned, None, SlurmQueue())

@@ -2,20 +2,18 @@
 
 import io
 import json
-import platform
 
 import pytest
 from rich.console import Console
 
 from tests.sweep import fake_fit
+from tests.sweep.planned_cells import leave_to_dead_host
 from vitlight.sweep import load_sweep, plan_sweep, slurm_runner
 from vitlight.sweep.claims import Claims
 from vitlight.sweep.job_records import JobRecord, job_path, remove_job, write_job
-from vitlight.sweep.leases import LeaseWatch
 from vitlight.sweep.slurm_queue import JobState
 from vitlight.sweep.slurm_runner import run_on_slurm
 from vitlight.sweep.status import claim_path
-from vitlight.training.locks import Lock
 
 
 class Cluster:
@@ -120,11 +118,7 @@ def test_cells_that_somebody_else_has_are_left_alone(sweep, write_sweep, tmp_pat
 def test_a_cell_of_a_dead_host_is_submitted_after_its_silence(sweep, write_sweep, tmp_path, monkeypatch):
     planned = plan_sweep(load_sweep(write_sweep({"model.arch": ARCHS[:1]})), fake_fit.resolve, tmp_path / "runs")
     path = claim_path(planned[0])
-    path.parent.mkdir(parents=True)
-    path.touch()
-    with monkeypatch.context() as there:
-        there.setattr(platform, "node", lambda: "gpu7")
-        LeaseWatch(0.01).take(path, Lock(-1, path, "elsewhere"))
+    leave_to_dead_host(path, monkeypatch)
     batches, said = sweep({"model.arch": ARCHS[:1]}, [ARCHS])
     assert batches == [(["ok_1"], 0)]
     assert "gpu7, which has it, gives no sign of life; taken over after 0.12 s" in said

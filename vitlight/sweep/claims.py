@@ -62,13 +62,15 @@ class Claims(AbstractContextManager["Claims"]):
         self._tell("hold", lease.path, lock.path)
         return Claim(self, path, lock, lease)
 
-    def new_silence(self, path: Path) -> str | None:
-        """That the host which has the claim gives no sign of life: once, after two of its beats have failed to come."""
+    def new_silence(self, path: Path, cell: str) -> str | None:
+        """A line that the host which has the claim, of `cell`, gives no sign of life: once, after two of its beats have
+        failed to come."""
         lease = self.leases.silent(path)
         if lease is None or lease.path in self._said_silent:
             return None
         self._said_silent.add(lease.path)
-        return f"{lease.host}, which has it, gives no sign of life; taken over after {lease.silence_seconds:g} s"
+        then = f"taken over after {lease.silence_seconds:g} s"
+        return f"silent   {cell}  {lease.host}, which has it, gives no sign of life; {then}"
 
     def free_if_silent(self, path: Path) -> str | None:
         """Take a claim over whose holder's host gives no sign of life, and leave it free; the name of that host. None where

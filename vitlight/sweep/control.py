@@ -85,8 +85,9 @@ def wait_until_ended(
                         _cancel(item, record, claims, queue, stopping)
                     say_ended(item, dead_host)
                     continue
-                if (text := claims.new_silence(claim_path(item))) is not None:
-                    say(f"silent   {item.cell.label}  {item.run.run_id}  {text}")
+                cell = f"{item.cell.label}  {item.run.run_id}"
+                if (line := claims.new_silence(claim_path(item), cell)) is not None:
+                    say(line)
                 if item.run.run_dir.exists() and not StopFile(item.run.run_dir).path.exists():
                     write_request(sweep_directory(planned), "stop", None if whole else [item.run.run_id])
                     _leave_stop_file(item)

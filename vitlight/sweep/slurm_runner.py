@@ -259,8 +259,9 @@ class _SlurmRunner:
             )
 
     def _say_silent(self, planned: PlannedCell) -> None:
-        if (text := self._claims.new_silence(claim_path(planned))) is not None:
-            self._progress.say(f"silent   {planned.cell.label}  {planned.run.run_id}  {text}")
+        cell = f"{planned.cell.label}  {planned.run.run_id}"
+        if (line := self._claims.new_silence(claim_path(planned), cell)) is not None:
+            self._progress.say(line)
 
     def _say_trouble(self) -> None:
         if self._queue.trouble != self._trouble:
